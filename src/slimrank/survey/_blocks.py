@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements of blocks that may be dropped, each kept on disk as it is done."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from slimrank.fitting import Data, apply_plan
 from slimrank.measured import Drop, read_block_damages, read_drops, write_blocks, write_drops
 from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
-from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
+from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method, Note
 from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors, as_evaluations, macs_within
 from slimrank.survey._effort import effort_row
@@ -21,6 +22,9 @@ from slimrank.survey._session import Run, Session
 _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
+# Blocks that are dropped alone, about: of each shape some, evenly spaced, where there are more. So what blocks
+# take grows no faster than the network.
+_MOST_ALONE = 24
 # Blocks that are dropped together in a measurement, over those in the one before.
 _GROWTH = 1.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
@@ -55,7 +59,7 @@ def measure_blocks(
 ) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
-    Each is dropped alone first. Those that a plan could drop are then dropped together with all that cost
+    Each is dropped alone first, or of very many some (``blocks_alone``). Those that a plan could drop are then dropped together with all that cost
     less, more and more of them until nothing is left of the outputs: several blocks of a stage are made up
     for by the same layers, so their damages alone would not add up.
 
@@ -80,20 +84,20 @@ def measure_blocks(
             write_blocks(kept_in, ())
         return ()
     measured = {} if store is None else read_drops(store, names)
-    n_steps = most_drops(len(names))
+    n_steps = most_drops(blocks)
     with run.phases.phase("blocks", n_steps) as advance:
         advance(len(measured))
         drops = _Drops(survey)
         worth = _worth(blocks, known, damage_at)
         limit = _ALL_LOST * survey.session.likelihood.all_lost
-        for dropped in _drops_to_measure(names, worth, measured, limit):
+        for dropped in _drops_to_measure(blocks, worth, measured, limit):
             measured[dropped] = min(drops.divergence(dropped), CEILING)
             if kept_in is not None:
                 write_drops(kept_in, names, measured)
             advance(1)
         # Once nothing is left of the outputs, or nothing is to be won, the others need no run.
         advance(n_steps - len(measured))
-    damages = _damages_in_turn(names, worth, measured)
+    damages = _damages_in_turn(blocks, worth, measured)
     if kept_in is not None:
         write_blocks(kept_in, damages)
     return damages
@@ -112,18 +116,65 @@ def _worth(blocks: Mapping[str, BlockSpec], known: Known, damage_at: DamageAt) -
     }
 
 
+def _by_shape(blocks: Mapping[str, BlockSpec]) -> list[list[str]]:
+    """Blocks that cost the same, in execution order: repetitions of one block, as a rule."""
+    shapes: dict[tuple[int, int], list[str]] = {}
+    for name, block in blocks.items():
+        shapes.setdefault((block.macs, block.params), []).append(name)
+    return list(shapes.values())
+
+
+def blocks_alone(blocks: Mapping[str, BlockSpec]) -> tuple[str, ...]:
+    """The blocks that are dropped alone: all while they are few, else some of each shape, evenly spaced."""
+    chosen: set[str] = set()
+    for names in _by_shape(blocks):
+        count = math.ceil(len(names) * min(1.0, _MOST_ALONE / len(blocks)))
+        # The first and the last are among them.
+        gaps = max(1, count - 1)
+        chosen.update(names[step * (len(names) - 1) // gaps] for step in range(count))
+    return tuple(name for name in blocks if name in chosen)
+
+
+def block_notes(survey: GroupSurvey) -> list[Note]:
+    """What the user should know of how blocks were measured."""
+    blocks, options = survey.channels.blocks, survey.session.options
+    n_alone = len(blocks_alone(blocks))
+    if n_alone == len(blocks) or options.data_free or not effort_row(options).has_blocks:
+        return []
+    text = (
+        f"{n_alone} of {len(blocks)} blocks were dropped alone; the damage of each of the others is estimated: "
+        "as much as the costlier of its neighbours of the same shape"
+    )
+    return [Note(where="blocks", text=text)]
+
+
 def _drops_to_measure(
-    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float], limit: float
+    blocks: Mapping[str, BlockSpec],
+    worth: Mapping[str, float],
+    measured: Mapping[Drop, float],
+    limit: float,
 ) -> Iterator[Drop]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
-    yield from ((name,) for name in names if (name,) not in measured)
-    rivals = _rivals(names, worth, measured)
+    yield from ((name,) for name in blocks_alone(blocks) if (name,) not in measured)
+    rivals = _rivals(worth, _costs_alone(blocks, measured))
     for count in _counts(len(rivals)):
         drop = tuple(rivals[:count])
         if drop not in measured:
             yield drop
         if measured[drop] > limit:
             return
+
+
+def _costs_alone(blocks: Mapping[str, BlockSpec], measured: Mapping[Drop, float]) -> dict[str, float]:
+    """Damage of each block alone; of one that was not dropped alone, that of its costlier neighbour."""
+    costs = {}
+    for names in _by_shape(blocks):
+        known = [index for index, name in enumerate(names) if (name,) in measured]
+        for index, name in enumerate(names):
+            before = [other for other in known if other <= index][-1:]
+            after = [other for other in known if other >= index][:1]
+            costs[name] = max(measured[names[other],] for other in (*before, *after))
+    return {name: costs[name] for name in blocks}
 
 
 def _counts(n_rivals: int) -> Iterator[int]:
@@ -136,19 +187,19 @@ def _counts(n_rivals: int) -> Iterator[int]:
         yield n_rivals
 
 
-def most_drops(n_blocks: int) -> int:
-    """Measurements that so many blocks take at most: each alone, and several together."""
-    return n_blocks + sum(1 for _ in _counts(n_blocks))
+def most_drops(blocks: Mapping[str, BlockSpec]) -> int:
+    """Measurements that blocks take at most: some alone, and several together."""
+    return len(blocks_alone(blocks)) + sum(1 for _ in _counts(len(blocks)))
 
 
-def _rivals(names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]) -> list[str]:
+def _rivals(worth: Mapping[str, float], alone: Mapping[str, float]) -> list[str]:
     """Blocks that plans may drop, by what each alone costs."""
-    rivals = [name for name in names if measured[name,] <= worth[name]]
-    return sorted(rivals, key=lambda name: measured[name,])
+    rivals = [name for name, cost in alone.items() if cost <= worth[name]]
+    return sorted(rivals, key=lambda name: alone[name])
 
 
 def _damages_in_turn(
-    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]
+    blocks: Mapping[str, BlockSpec], worth: Mapping[str, float], measured: Mapping[Drop, float]
 ) -> tuple[BlockDamage, ...]:
     """What each block adds to those that cost less, at least what it costs alone.
 
@@ -156,21 +207,20 @@ def _damages_in_turn(
     Those that would come after everything is lost are charged as much as the last, and so are those that no
     plan should drop before the others.
     """
-    rivals = _rivals(names, worth, measured)
+    alone = _costs_alone(blocks, measured)
+    rivals = _rivals(worth, alone)
     damages, before, last, n_known = {}, 0.0, 0.0, 0
-    for count in (1, *_counts(len(rivals))):
-        together = measured.get(tuple(rivals[:count]))
+    for count in (1, *_counts(len(rivals))) if rivals else ():
+        together = alone[rivals[0]] if count == 1 else measured.get(tuple(rivals[:count]))
         if together is None:
             break
         new = rivals[n_known:count]
-        alone = sum(measured[name,] for name in new)
+        total = sum(alone[name] for name in new)
         for name in new:
-            last = (together - before) * (measured[name,] / alone if alone else 1 / len(new))
-            damages[name] = max(measured[name,], last)
+            last = (together - before) * (alone[name] / total if total else 1 / len(new))
+            damages[name] = max(alone[name], last)
         before, n_known = max(before, together), count
-    return tuple(
-        BlockDamage(block=name, damage=damages.get(name, max(measured[name,], last))) for name in names
-    )
+    return tuple(BlockDamage(block=name, damage=damages.get(name, max(alone[name], last))) for name in blocks)
 
 
 class _Drops:
@@ -179,7 +229,7 @@ class _Drops:
     def __init__(self, survey: GroupSurvey) -> None:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
-        runs = most_drops(len(survey.channels.blocks))
+        runs = most_drops(survey.channels.blocks)
         self._anchors = Anchors(self._session, as_evaluations(runs))
         n_fit = count_fit_samples(self._session, runs)
         self._data = Data(

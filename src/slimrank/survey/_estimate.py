@@ -28,7 +28,7 @@ from slimrank.forward import run as run_model
 from slimrank.linalg import MAX_EXACT_COLUMNS
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.survey._anchors import as_evaluations, count_samples
-from slimrank.survey._blocks import count_fit_samples, most_drops
+from slimrank.survey._blocks import blocks_alone, count_fit_samples, most_drops
 from slimrank.survey._effort import effort_row
 from slimrank.survey._group_memory import count_passes_of, group_needs
 from slimrank.survey._groups import GroupSurvey, stored_groups
@@ -127,7 +127,6 @@ def expected_phases(
     """
     found = seconds_by_phase(survey, speed, layers, groups)
     n_fit, row = len(survey.session.feed.fit), effort_row(survey.session.options)
-    n_blocks = len(survey.channels.blocks)
     # Divergences are measured while curves and groups are; how many there are shares their time.
     anchors = found.pop("anchors", 0.0)
     counts = {
@@ -141,7 +140,7 @@ def expected_phases(
         "moments": count_passes_of(survey, survey.session.budgets) * n_fit,
         "curves": len(layers),
         "groups": len(groups),
-        "blocks": 2 * n_blocks - 1 if n_blocks else 0,
+        "blocks": most_drops(survey.channels.blocks),
     }
     return {
         name: Expected(seconds=seconds, steps=steps[name]) for name, seconds in found.items() if steps[name]
@@ -248,10 +247,10 @@ def seconds_by_phase(
 
 
 def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
-    n_blocks = len(survey.channels.blocks)
-    if not n_blocks or not effort_row(survey.session.options).has_blocks:
+    blocks = survey.channels.blocks
+    if not blocks or not effort_row(survey.session.options).has_blocks:
         return 0.0
-    runs = most_drops(n_blocks)
+    runs = most_drops(blocks)
     feed = survey.session.feed
     n_fit = count_fit_samples(survey.session, runs)
     n_samples = n_fit * feed.n_samples / len(feed.fit) * _FORWARDS_OF_DROP + count_samples(
@@ -260,7 +259,7 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     layers = survey.session.needs.layers
     fits = sum(_decomposition(spec, n_fit) for spec in layers) / max(1, len(layers))
     fit_seconds = _FITS * _FLOAT64_TIMES * fits / speed.products
-    return _DROPS * n_blocks * (_LAYER + speed.sample * n_samples + fit_seconds)
+    return _DROPS * len(blocks_alone(blocks)) * (_LAYER + speed.sample * n_samples + fit_seconds)
 
 
 def _decomposition(spec: LayerSpec, n_samples: int) -> int:

@@ -30,7 +30,7 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.survey._blocks import DamageAt, Known, measure_blocks
+from slimrank.survey._blocks import DamageAt, Known, block_notes, measure_blocks
 from slimrank.survey._effort import effort_row
 from slimrank.survey._estimate import tell_estimate
 from slimrank.survey._group_memory import pass_notes, with_room_for_groups
@@ -248,6 +248,7 @@ def measure(
             *gradients.notes(len(names)),
             *_still_notes(pairs, group_curves, channels),
             *survey.notes(),
+            *block_notes(survey),
             *pass_notes(survey),
         ),
     )

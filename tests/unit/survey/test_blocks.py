@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which blocks are measured together, and what their damages become."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pytest
 
-from seams import blocks_to_drop, damages_in_turn
+from seams import blocks_alone, blocks_to_drop, damages_in_turn, most_drops
+from slimrank.records import BlockSpec
 
 WORTH = dict.fromkeys("abc", 1.0)
+
+
+def blocks(names: Iterable[str], macs: int = 100) -> dict[str, BlockSpec]:
+    return {name: BlockSpec(name=name, macs=macs, params=10, bytes=40) for name in names}
 
 
 def measured(
@@ -15,7 +20,7 @@ def measured(
 ) -> dict[tuple[str, ...], float]:
     """What is measured of blocks whose costs are known, "ab" for a and b together."""
     found: dict[tuple[str, ...], float] = {}
-    for dropped in blocks_to_drop("abc", worth, found, limit):
+    for dropped in blocks_to_drop(blocks("abc"), worth, found, limit):
         found[dropped] = costs["".join(dropped)]
     assert ["".join(dropped) for dropped in found] == list(costs)
     return found
@@ -26,11 +31,11 @@ def test_of_many_blocks_ever_more_are_dropped_at_once_and_all_in_the_end() -> No
     alone = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
     worth = dict.fromkeys(names, 9.0)
     found: dict[tuple[str, ...], float] = {}
-    for dropped in blocks_to_drop(names, worth, found, 1e9):
+    for dropped in blocks_to_drop(blocks(names), worth, found, 1e9):
         # Each adds three times what it costs alone.
         found[dropped] = alone[dropped[0]] if len(dropped) == 1 else 3 * sum(map(alone.__getitem__, dropped))
     assert [len(dropped) for dropped in found] == [1] * 11 + [2, 3, 4, 6, 9, 11]
-    costs = {one.block: one.damage for one in damages_in_turn(names, worth, found)}
+    costs = {one.block: one.damage for one in damages_in_turn(blocks(names), worth, found)}
     # The first was measured alone, so the second takes what both miss.
     assert costs["block0"] == pytest.approx(0.1)
     assert costs["block1"] == pytest.approx(3 * 0.3 - 0.1)
@@ -42,12 +47,12 @@ def test_blocks_that_cost_nothing_alone_share_alike() -> None:
     worth = dict.fromkeys(names, 9.0)
     found = {(name,): 0.0 for name in names}
     found |= {tuple(names[:count]): total for count, total in {2: 0.0, 3: 0.0, 4: 0.0, 6: 0.8}.items()}
-    costs = {one.block: one.damage for one in damages_in_turn(names, worth, found)}
+    costs = {one.block: one.damage for one in damages_in_turn(blocks(names), worth, found)}
     assert costs == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0, "e": 0.4, "f": 0.4})
 
 
 def damages(worth: Mapping[str, float], found: Mapping[tuple[str, ...], float]) -> dict[str, float]:
-    return {one.block: one.damage for one in damages_in_turn("abc", worth, found)}
+    return {one.block: one.damage for one in damages_in_turn(blocks("abc"), worth, found)}
 
 
 def test_blocks_are_dropped_alone_and_then_the_cheapest_together() -> None:
@@ -78,7 +83,49 @@ def test_what_was_measured_is_not_measured_again() -> None:
     for count in range(len(whole) + 1):
         known = dict(list(whole.items())[:count])
         again = dict(known)
-        for dropped in blocks_to_drop("abc", WORTH, again, 1.0):
+        for dropped in blocks_to_drop(blocks("abc"), WORTH, again, 1.0):
             assert dropped not in known
             again[dropped] = whole[dropped]
         assert again == whole
+
+
+def test_of_very_many_blocks_some_of_each_shape_are_dropped_alone() -> None:
+    few = {**blocks(["a", "b"]), **blocks(["x"], macs=7)}
+    assert blocks_alone(few) == ("a", "b", "x")
+    # Attention and feed-forward take turns, as in a transformer; one block in front has a shape of its own.
+    wide, narrow = blocks([f"wide{i}" for i in range(50)]), blocks([f"narrow{i}" for i in range(50)], macs=7)
+    many = blocks(["front"], macs=5) | {
+        name: kind[name] for i in range(50) for name, kind in ((f"wide{i}", wide), (f"narrow{i}", narrow))
+    }
+    alone = blocks_alone(many)
+    assert 24 <= len(alone) <= 27
+    assert alone == tuple(name for name in many if name in alone)
+    assert {"front", "wide0", "wide49", "narrow0", "narrow49"} <= set(alone)
+    # Twice as many blocks take a few more measurements: of those dropped together there are as many as powers.
+    assert most_drops(many | blocks([f"more{i}" for i in range(100)])) - most_drops(many) <= 4
+
+
+def test_a_block_that_was_not_dropped_alone_costs_as_much_as_its_costlier_neighbour() -> None:
+    names = [f"block{i}" for i in range(60)]
+    many = blocks(names)
+    found: dict[tuple[str, ...], float] = {}
+    # Alone they cost more towards the end; no plan would drop any, so nothing is dropped together.
+    for dropped in blocks_to_drop(many, dict.fromkeys(names, 0.0), found, 1e9):
+        found[dropped] = 1.0 + names.index(dropped[0])
+    assert tuple(name for (name,) in found) == blocks_alone(many)
+    costs = [one.damage for one in damages_in_turn(many, dict.fromkeys(names, 0.0), found)]
+    for index, (name, cost) in enumerate(zip(names, costs, strict=True)):
+        assert cost == found.get((name,), cost)
+        # Never less than the truth, and never more than the next one measured.
+        assert index + 1 <= cost <= min(found[other,] for (other,) in found if names.index(other) >= index)
+
+
+def test_blocks_that_were_not_dropped_alone_are_dropped_with_others() -> None:
+    names = [f"block{i}" for i in range(60)]
+    many, worth = blocks(names), dict.fromkeys(names, 9.0)
+    found: dict[tuple[str, ...], float] = {}
+    for dropped in blocks_to_drop(many, worth, found, 1e9):
+        found[dropped] = 0.5 * len(dropped)
+    assert max(len(dropped) for dropped in found) == 60
+    costs = [one.damage for one in damages_in_turn(many, worth, found)]
+    assert costs == pytest.approx([0.5] * 60)

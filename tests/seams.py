@@ -185,8 +185,8 @@ from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _mea
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
-from slimrank.survey._blocks import blocks_alone as blocks_alone
-from slimrank.survey._blocks import most_drops as most_drops
+from slimrank.survey._blocks import blocks_alone, most_drops
+from slimrank.survey._effort import EFFORT_ROWS
 from slimrank.survey._estimate import Estimate, Speed
 from slimrank.survey._threads import crowded_text
 

@@ -22,8 +22,8 @@ from slimrank.survey._session import Run, Session
 _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
-# Blocks that are dropped alone, about: of each shape some, evenly spaced, where there are more. So what blocks
-# take grows no faster than the network.
+# Blocks that are dropped alone, about: where there are more, some of each shape, evenly spaced. So what
+# blocks take grows no faster than the network.
 _MOST_ALONE = 24
 # Blocks that are dropped together in a measurement, over those in the one before.
 _GROWTH = 1.5
@@ -59,9 +59,9 @@ def measure_blocks(
 ) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
-    Each is dropped alone first, or of very many some (``blocks_alone``). Those that a plan could drop are then dropped together with all that cost
-    less, more and more of them until nothing is left of the outputs: several blocks of a stage are made up
-    for by the same layers, so their damages alone would not add up.
+    Each is dropped alone first, or of very many some (``blocks_alone``). Those that a plan could drop are
+    then dropped together with all that cost less, more and more of them until nothing is left of the outputs:
+    several blocks of a stage are made up for by the same layers, so their damages alone would not add up.
 
     Args:
         survey: model, data and map.
@@ -142,8 +142,8 @@ def block_notes(survey: GroupSurvey) -> list[Note]:
     if n_alone == len(blocks) or options.data_free or not effort_row(options).has_blocks:
         return []
     text = (
-        f"{n_alone} of {len(blocks)} blocks were dropped alone; the damage of each of the others is estimated: "
-        "as much as the costlier of its neighbours of the same shape"
+        f"{n_alone} of {len(blocks)} blocks were dropped alone; the damage of each of the others is "
+        "estimated: as much as the costlier of its neighbours of the same shape"
     )
     return [Note(where="blocks", text=text)]
 

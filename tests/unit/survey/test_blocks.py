@@ -101,7 +101,7 @@ def test_of_very_many_blocks_some_of_each_shape_are_dropped_alone() -> None:
     assert 24 <= len(alone) <= 27
     assert alone == tuple(name for name in many if name in alone)
     assert {"front", "wide0", "wide49", "narrow0", "narrow49"} <= set(alone)
-    # Twice as many blocks take a few more measurements: of those dropped together there are as many as powers.
+    # A hundred more take few more measurements: ever more are dropped at once.
     assert most_drops(many | blocks([f"more{i}" for i in range(100)])) - most_drops(many) <= 4
 
 

@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --d
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples lint check fix test test-executorch test-browser golden docs wheel-test aimet train-tasks \
+.PHONY: help setup demo examples lint check fix test test-slow test-executorch test-browser golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
 	bench-pruning bench-plots bench-latency bench-latency-int8 bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
 
@@ -60,8 +60,11 @@ fix: $(READY)  ## format, and repair what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(READY)  ## every test, doctests included
-	$(PYTEST)
+test: $(READY)  ## all tests but the slow ones, doctests included; under ten minutes on two cores
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(READY)  ## the slow ones: pages and examples run as they stand, exports, kills, whole workflows; ten minutes more
+	$(PYTEST) -m slow
 
 test-executorch: $(EXECUTORCH)/.ready  ## tests of the export to ExecuTorch, in an environment of its own, 2 GB; two minutes
 	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py tests/integration/test_int8_graphs.py tests/integration/test_latency.py -k executorch

@@ -141,6 +141,7 @@ def test_the_example_of_a_gpu_runs(tmp_path: Path) -> None:
     assert [line.split() for line in said] in ([["cpu", "True"]] * 2, [["cuda", "True"]] * 2)
 
 
+@pytest.mark.slow
 def test_examples_of_outputs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

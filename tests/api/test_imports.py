@@ -78,6 +78,7 @@ def _broken_rules(file: str, source: str) -> list[str]:
     return broken
 
 
+@pytest.mark.slow
 def test_every_file_imports_only_what_its_room_allows() -> None:
     files = sorted(_SRC.rglob("*.py"))
     assert files, f"nothing under {_SRC}"
@@ -169,6 +170,7 @@ def test_no_rule_names_a_room_that_is_not_there() -> None:
     assert there == {*_ROOMS, *_SHARED}
 
 
+@pytest.mark.slow
 def test_files_of_a_room_import_each_other_in_no_circle() -> None:
     modules = {
         ".".join(("slimrank", *path.relative_to(_SRC).with_suffix("").parts)): path
@@ -221,6 +223,7 @@ def test_every_room_has_a_short_readme() -> None:
     assert {name: lines for name, lines in lengths.items() if not 3 <= lines <= 15} == {}
 
 
+@pytest.mark.slow
 def test_importing_starts_no_cuda_and_writes_nothing(tmp_path: Path) -> None:
     code = "import slimrank, torch; print(torch.cuda.is_initialized())"
     environment = {

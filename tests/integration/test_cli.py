@@ -139,6 +139,7 @@ def _arrays(run: Path) -> Mapping[str, torch.Tensor]:
     return {f"{file.name}/{key}": value for file in files for key, value in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     study = _facts("study", _MODEL, _BATCHES, "--out", "run", "--likelihood", "categorical")
     assert [layer["name"] for layer in study["layers"]] == ["0", "2", "6"]  # type: ignore[attr-defined]
@@ -218,6 +219,7 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_channels_from_the_study_to_the_saved_model(folder: Path) -> None:
     command = ("study", _MODEL, _BATCHES, "--out", "run", "--methods", "channel_pruning", "--quiet")
     shown = CliRunner().invoke(seams.cli, [*command, "--groups"], catch_exceptions=False)

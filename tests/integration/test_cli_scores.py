@@ -107,6 +107,7 @@ def test_score_of_channel_groups_alone(folder: Path) -> None:
     assert json.loads((folder / "plan.json").read_text())["steps"][0]["groups"]
 
 
+@pytest.mark.slow
 def test_compress_with_groups_alone_within_a_drop_and_in_a_split(folder: Path) -> None:
     compress = ("compress", _MODEL, _BATCHES, "--likelihood", "categorical", "--score", _SCORE)
     pruned = ("--methods", "channel_pruning", "--max-drop", "0.2", "--out", "small")
@@ -186,6 +187,7 @@ def test_a_second_step_from_a_saved_model(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_compress_finds_the_smallest_model_within_a_drop(folder: Path) -> None:
     compress = ("compress", _MODEL, _BATCHES, "--likelihood", "categorical", "--max-drop", "0.1")
     facts = _facts(*compress, "--score", _SCORE, "--out", "small")

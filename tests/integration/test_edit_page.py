@@ -506,6 +506,7 @@ def test_a_plan_that_was_refused_is_not_held_open(study: sr.Study, path: Path) -
     assert told.value is not None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(
     study: sr.Study, path: Path, tmp_path: Path
@@ -541,6 +542,7 @@ def data():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_applies_with_a_model_and_tells_times(tmp_path: Path) -> None:
     net, run, path = tmp_path / "net.py", tmp_path / "run", tmp_path / "plan.json"

@@ -27,6 +27,7 @@ def counted(effort: str, monkeypatch: pytest.MonkeyPatch) -> tuple[sr.Study, int
     return study, measured
 
 
+@pytest.mark.slow
 def test_more_effort_measures_more(monkeypatch: pytest.MonkeyPatch) -> None:
     studies, counts = zip(
         *(counted(effort, monkeypatch) for effort in ("fast", "normal", "thorough")), strict=True

@@ -81,6 +81,7 @@ def test_layers_whose_rows_moved_are_fitted_to_the_original_and_it_is_said(studi
     assert (found - expected).square().sum() < 0.2 * (plain - expected).square().sum()
 
 
+@pytest.mark.slow
 def test_a_result_is_never_above_its_budget(studies: list[sr.Study]) -> None:
     told = []
     for study in studies:
@@ -93,6 +94,7 @@ def test_a_result_is_never_above_its_budget(studies: list[sr.Study]) -> None:
     assert told
 
 
+@pytest.mark.slow
 def test_what_was_fixed_is_held_when_it_is_planned_again(studies: list[sr.Study]) -> None:
     told = []
     for study in studies:
@@ -111,6 +113,7 @@ def test_what_was_fixed_is_held_when_it_is_planned_again(studies: list[sr.Study]
     assert told
 
 
+@pytest.mark.slow
 def test_layers_with_a_hook_are_fitted_alike(studies: list[sr.Study]) -> None:
     """The original and the new model then run one after the other, batch by batch."""
     study = studies[0]
@@ -124,6 +127,7 @@ def test_layers_with_a_hook_are_fitted_alike(studies: list[sr.Study]) -> None:
     assert result.divergence == pytest.approx(expected.divergence, rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_the_same(tmp_path: Path) -> None:
     study = sr.study(network(), batches(), effort="fast", progress=False, run_dir=tmp_path / "run")
     plan = study.plan(macs=0.45)

@@ -201,6 +201,7 @@ def _texts(nets: ModuleType) -> list[dict[str, object]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_a_result_is_written_checked_and_timed(
     format: str,
@@ -232,6 +233,7 @@ def test_a_result_is_written_checked_and_timed(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_in_a_process_of_its_own(tmp_path: Path) -> None:
     code = f"""
 import slimrank, torch
@@ -249,6 +251,7 @@ except slimrank.ExportError:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.slow
 def test_onnx_files_say_who_wrote_them_and_nothing_of_the_machine(
     cnn_result: sr.Result, tmp_path: Path
 ) -> None:
@@ -279,6 +282,7 @@ def test_names_of_keywords_and_of_a_dict_are_kept(format: str, nets: ModuleType,
     torch.testing.assert_close(found["states_1"], expected["states"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Residual, Vit])
 def test_networks_that_were_never_compressed(build: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -293,6 +297,7 @@ def test_networks_that_were_never_compressed(build: type[nn.Module], tmp_path: P
     torch.testing.assert_close(found, model.eval()(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_and_fewer_channels_around_a_shortcut(tmp_path: Path) -> None:
     torch.manual_seed(0)
     study = sr.study(Residual(), _images(4), progress=False)
@@ -458,6 +463,7 @@ def test_control_flow_on_data_names_module_and_line(nets: ModuleType, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_named_with_its_module(nets: ModuleType, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(24, 4), Singular())
     with pytest.raises(
@@ -505,6 +511,7 @@ def test_a_program_of_torch_that_answers_otherwise_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_outputs_without_a_finite_value_cannot_be_checked(
     format: str, nets: ModuleType, tmp_path: Path
@@ -517,6 +524,7 @@ def test_outputs_without_a_finite_value_cannot_be_checked(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_written(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -588,6 +596,7 @@ def test_a_full_disk_is_told(nets: ModuleType, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -664,6 +673,7 @@ def test_a_missing_package_gives_the_line_for_pip(tmp_path: Path, monkeypatch: p
     assert isinstance(caught.value, sr.MissingPackageError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [onnx.checker.ValidationError("bad node"), ValueError("bad node")])
 def test_a_file_that_onnx_refuses_is_not_written(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -677,6 +687,7 @@ def test_a_file_that_onnx_refuses_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_weights_that_one_onnx_file_cannot_hold_are_told(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -716,6 +727,7 @@ _REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("format", SUFFIXES)
@@ -751,6 +763,7 @@ def test_convolutions_and_norms_in_float16(format: str, tmp_path: Path) -> None:
     assert "batches of" not in _notes(exported)
 
 
+@pytest.mark.slow
 def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     model, batches = nn.Linear(4, 2).bfloat16(), [torch.ones(3, 4, dtype=torch.bfloat16)]
     with pytest.raises(sr.ExportError, match=r"Linear.*half precision.*model.float\(\).*format='torch'"):
@@ -758,6 +771,7 @@ def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
 
 
+@pytest.mark.slow
 def test_float64_convolutions_which_onnxruntime_lacks_are_told(tmp_path: Path) -> None:
     model, batches = nn.Conv2d(3, 4, 3).double(), [x.double() for x in _images()]
     with pytest.raises(sr.ExportError, match=r"Conv2d.*float64 on a CPU: export model.float\(\)"):
@@ -800,6 +814,7 @@ class Counter(nn.Module):
         return self.linear(x) * (self.count if self.reads else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_a_model_that_keeps_state_is_refused_where_its_outputs_depend_on_it(
     format: str, tmp_path: Path
@@ -883,6 +898,7 @@ class TestOpenvino:
             assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
             assert str(model.get_property("PERFORMANCE_HINT")).endswith("LATENCY")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("build", [Residual, Vit])
     def test_networks_that_were_never_compressed(self, build: type[nn.Module], tmp_path: Path) -> None:
         torch.manual_seed(0)
@@ -902,6 +918,7 @@ class TestOpenvino:
             _run_openvino(path, {"x": torch.zeros(2, 24)})
         assert _run_openvino(path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
 
+    @pytest.mark.slow
     def test_an_operation_that_it_turns_into_a_wrong_one_is_named(self, tmp_path: Path) -> None:
         # With as many tokens as channels of a head, this release takes the one for the other.
         config = transformers.GPTNeoXConfig(
@@ -1002,6 +1019,7 @@ class TestOpenvino:
         ]
         assert inputs == [("ids", "[?,2]", "i64"), ("x", "[?,4]", "f32"), ("mask", "[?]", "f32")]
 
+    @pytest.mark.slow
     def test_nothing_is_printed_and_nothing_reported(self, tmp_path: Path) -> None:
         code = f"""
 import sys, slimrank, torch
@@ -1312,6 +1330,7 @@ class TestCommand:
         assert done.exit_code == code, done.output
         return done.stdout if code == 0 else done.stderr
 
+    @pytest.mark.slow
     def test_a_saved_model_beside_the_original(self) -> None:
         said = self._run(
             "small",
@@ -1360,6 +1379,7 @@ class TestCompressCommand:
         assert done.exit_code == code, done.output
         return done.stdout if code == 0 else " ".join(done.stderr.split())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("format", SUFFIXES)
     def test_the_model_is_saved_and_exported(self, format: str, nets: ModuleType) -> None:
         # In the directory of the model, which is not there before.
@@ -1377,6 +1397,7 @@ class TestCompressCommand:
         (found,) = _run(format, path, {"x": batch[:8]}).values()
         torch.testing.assert_close(found, model(batch[:8]), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_the_numbers_stand_in_json(self) -> None:
         facts = json.loads(self._run("--macs", "0.8", *self._FAST, "--export", "small.onnx", "--json"))
         exported = facts["exported"]
@@ -1386,6 +1407,7 @@ class TestCompressCommand:
         assert min(exported["before_ms"], exported["after_ms"]) > 0
         assert facts["model"] == "small"
 
+    @pytest.mark.slow
     def test_the_smallest_within_a_drop_is_exported(self) -> None:
         said = self._run("--max-drop", "0.5", "--methods", "weight_svd", "--export", "small.onnx")
         assert "small.onnx (onnx)" in said

@@ -159,6 +159,7 @@ _CASES: Mapping[str, tuple[str, str, str, Mapping[str, object], type[Exception],
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _CASES)
 def test_bad_input_is_refused(case: str, net: ModuleType) -> None:
     model, file, batches, options, error, message = _CASES[case]
@@ -168,6 +169,7 @@ def test_bad_input_is_refused(case: str, net: ModuleType) -> None:
     assert _files() == there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _CASES)
 def test_the_command_line_refuses_it_too(case: str, net: ModuleType) -> None:
     model, file, batches, options, _, message = _CASES[case]

@@ -173,6 +173,7 @@ def _products_in_int8(path: Path) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "precision"), BOTH)
 def test_an_int8_file_answers_like_the_model(
     format: str,
@@ -212,6 +213,7 @@ def test_an_int8_file_answers_like_the_model(
         assert float((found - expected).norm() / expected.norm()) < 0.1
 
 
+@pytest.mark.slow
 def test_names_sizes_and_origin_are_those_of_the_float_file(tmp_path: Path) -> None:
     plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
     sr.export(_small(), plain, _images())
@@ -243,6 +245,7 @@ def _largest_weights(path: Path) -> dict[str, int]:
 _CPUS = [("x86_64", False, 64), ("AMD64", False, 64), ("x86_64", True, 127), ("aarch64", False, 127)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "has_vnni", "largest"), _CPUS)
 @pytest.mark.parametrize("precision", ["int8", "int8_weights"])
 def test_sums_of_two_products_stay_within_16_bits_where_there_is_no_vnni(
@@ -282,6 +285,7 @@ def test_openvino_halves_all_weights_where_there_is_no_vnni(
     assert ("no VNNI: weights have 7 bits" in _notes(exported)) is not has_vnni
 
 
+@pytest.mark.slow
 def test_tables_keep_8_bits_where_there_is_no_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=False)
     torch.manual_seed(0)
@@ -294,6 +298,7 @@ def test_tables_keep_8_bits_where_there_is_no_vnni(tmp_path: Path, monkeypatch: 
     assert set(_largest_weights(path).values()) == {64}
 
 
+@pytest.mark.slow
 @needs_nncf
 def test_nncf_neither_reports_nor_compiles(tmp_path: Path, python: Callable[..., object]) -> None:
     done = python(
@@ -311,6 +316,7 @@ print(isinstance(telemetry, MagicMock), "openvino_telemetry" in sys.modules)
     assert (done.stdout, done.stderr) == ("True False\n", "")  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_nncf)])
 def test_a_layer_that_hurts_stays_in_float(format: str, tmp_path: Path) -> None:
     path = tmp_path / f"m{seams.FORMATS[format].suffix}"
@@ -342,6 +348,7 @@ def test_a_drop_that_no_int8_reaches_is_refused(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_judged_by_those_that_are_equal(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     with pytest.raises(sr.ExportError, match=r"leaves little.*% of their values differ \(allowed 25%\)"):
@@ -354,6 +361,7 @@ def test_whole_numbers_are_judged_by_those_that_are_equal(tmp_path: Path) -> Non
     assert "outputs hold whole numbers only: " in _notes(kept)
 
 
+@pytest.mark.slow
 def test_a_model_with_infinite_outputs_is_judged_by_the_others(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Masked().eval()
@@ -379,6 +387,7 @@ class Attending(nn.Module):
         return self.last(self.layer(x.reshape(-1, 3, 8), src_mask=mask).mean(1))
 
 
+@pytest.mark.slow
 def test_layers_behind_a_mask_are_ranked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Attending().eval()
@@ -406,6 +415,7 @@ def test_threads_take_turns_from_the_first_import_on(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_onnxruntime_does_not_report(tmp_path: Path, python: Callable[..., object]) -> None:
     done = python(
         f"""
@@ -645,6 +655,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_command_compresses_quantises_and_names_the_file(module: Path) -> None:
     args = ["int8_net:net", "int8_net:batches", "--macs", "0.7", "--out", "small", "--quiet", "--methods",
             "spatial_svd", "--no-compete"]  # fmt: skip
@@ -671,6 +682,7 @@ def test_one_command_compresses_quantises_and_names_the_file(module: Path) -> No
     assert "again.onnx (onnx, int8): " in again.stdout
 
 
+@pytest.mark.slow
 def test_a_result_takes_the_batches_of_its_study(cnn_result: sr.Result, tmp_path: Path) -> None:
     exported = cnn_result.export(tmp_path / "m.onnx", quantize="int8", max_quant_drop=float("inf"))
     assert exported.before_ms is not None

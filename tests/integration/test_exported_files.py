@@ -58,6 +58,7 @@ class TestResults:
         assert {path.name for path in (tmp_path / "saved").iterdir()} == _NAMES
         assert isinstance(sr.load(tmp_path / "saved", model=nets.cnn()), nn.Module)
 
+    @pytest.mark.slow
     def test_the_size_of_the_original_is_known(
         self, result: sr.Result, nets: ModuleType, tmp_path: Path
     ) -> None:
@@ -83,6 +84,7 @@ class TestResults:
         result.save("saved")
         assert _exports(Path("saved"))[0]["file"] == "model.pt2"
 
+    @pytest.mark.slow
     def test_the_same_file_again_takes_its_place(self, result: sr.Result, tmp_path: Path) -> None:
         for batch in (1, 3):
             result.export(tmp_path / "model.pt2", format="torch", batch=batch)
@@ -106,6 +108,7 @@ class TestResults:
         result.save(tmp_path / "saved")
         assert _exports(tmp_path / "saved") == []
 
+    @pytest.mark.slow
     def test_copies_know_them_and_other_weights_do_not(self, result: sr.Result, tmp_path: Path) -> None:
         result.export(tmp_path / "model.pt2", format="torch")
         restored: sr.Result = pickle.loads(pickle.dumps(result))
@@ -156,6 +159,7 @@ class TestExportCommand:
         assert all(after[name] == before[name] for name in ("model.safetensors", "plan.json"))
         sr.load("small", model=nets.cnn())
 
+    @pytest.mark.slow
     def test_again_and_into_the_directory(self) -> None:
         _export("small.pt2")
         _export("small/inner.pt2")

@@ -44,6 +44,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 
 
 class TestPlanInAnotherProcess:
+    @pytest.mark.slow
     def test_with_and_without_batches(
         self, study: sr.Study, nets: ModuleType, tmp_path: Path, python: Python
     ) -> None:
@@ -97,6 +98,7 @@ with torch.no_grad():
 
 
 class TestSavedResult:
+    @pytest.mark.slow
     def test_loads_in_another_process_with_the_same_outputs(
         self, result: sr.Result, nets: ModuleType, tmp_path: Path, python: Python
     ) -> None:
@@ -350,6 +352,7 @@ class TestSavedStudy:
         with pytest.raises(sr.StudyError, match=r"without a model; pass Study.load\(dir, model=build\(\)\)"):
             loaded.apply(loaded.plan(macs=0.5))
 
+    @pytest.mark.slow
     def test_applies_in_another_process_with_saved_inputs(
         self, study: sr.Study, result: sr.Result, tmp_path: Path, python: Python
     ) -> None:

@@ -248,6 +248,7 @@ def test_compress_holds_what_is_fixed(tmp_path: Path) -> None:
     assert heard == []
 
 
+@pytest.mark.slow
 def test_the_smallest_model_holds_what_is_fixed(study: sr.Study) -> None:
     held: dict[str, SettingLike] = {"2": ("spatial_svd", {"rank": 6}), "0": None}
     result = sr.smallest(study, max_drop=1.0, tolerance=0.2, fixed=held)

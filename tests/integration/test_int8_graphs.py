@@ -161,6 +161,7 @@ def _keep(monkeypatch: pytest.MonkeyPatch, format: str, kept: set[str]) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_torchao
 @needs_compiler
 @x86_only
@@ -245,6 +246,7 @@ def test_layers_that_run_twice_are_quantised_twice(tmp_path: Path) -> None:
     assert ["dequantize" in _source(node.args[1]) for node in _products(_read(path))] == [True] * 3
 
 
+@pytest.mark.slow
 @needs_torchao
 @pytest.mark.usefixtures("no_compiler")
 def test_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ def test_classes_lie_where_they_lie() -> None:
     assert dims == {"signal-segmentation": 1, "text-recogniser": -1}
 
 
+@pytest.mark.slow
 def test_sequences_are_scaled_by_their_positions() -> None:
     kind = KINDS["text-recogniser"]
     study = sr.study(kind.load(), kind.batches()[:4], progress=False)
@@ -104,6 +105,7 @@ def test_probabilities_of_yes_are_read_as_such() -> None:
     assert (output.family, output.is_probability, output.positions) == ("bernoulli", True, 360)
 
 
+@pytest.mark.slow
 def test_auto_gives_what_the_right_reading_gives() -> None:
     kind = KINDS["super-resolution"]
     found = []
@@ -114,6 +116,7 @@ def test_auto_gives_what_the_right_reading_gives() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_kinds_train_the_same_twice() -> None:
     kind = KINDS["tabular-classes"]
     trained = kind.train().state_dict()

@@ -403,6 +403,7 @@ def in_int8(cnn_study: sr.Study, tmp_path_factory: pytest.TempPathFactory) -> tu
     return table, path
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_table_of_int8_files_tells_ratios_to_the_float_original(
     in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study
@@ -425,6 +426,7 @@ def test_a_table_of_int8_files_tells_ratios_to_the_float_original(
     assert repr(table).startswith("Latencies(onnxruntime, int8, threads 1, batch 4: ")
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_table_of_another_precision_is_named(
     in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study
@@ -444,6 +446,7 @@ def test_int8_that_cannot_be_measured_is_refused(
         sr.measure_latency(cnn_study, backend="torch", precision="int8", progress=False)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_table_of_int8_files_from_the_command_line(
     in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,10 @@ from slimrank.deploy import SCRIPT_PATH, write_timed
 from slimrank.forward import as_batch
 from slimrank.latency import build_variant
 
-pytestmark = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed"),
+]
 
 # Runs a script as a machine would on which neither is installed.
 _BARE = """

@@ -196,6 +196,7 @@ def test_loader_with_labels(trained: nn.Module, digits: tuple[Tensor, Tensor]) -
         sr.study(trained, loader, progress=False)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     batches = list(digits[0][:96].split(32))
 
@@ -276,6 +277,7 @@ class TestTheResult:
             assert torch.equal(blank(digits[0][:4]), result.model(digits[0][:4]))
 
 
+@pytest.mark.slow
 def test_runs_without_slimrank(nets: ModuleType, python: Python, tmp_path: Path) -> None:
     model, batches = nets.cnn(), nets.noise(1, 8, 8)
     result = sr.compress(model, batches, macs=0.5, compete=False, progress=False)

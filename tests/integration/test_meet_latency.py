@@ -217,6 +217,7 @@ def test_what_is_met_only_just_and_what_noise_hides_is_said(
     assert all(re.match(pattern, text) for pattern, text in zip(told, found, strict=True))
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_tables_of_another_machine_are_told_and_still_planned_with(
     study: sr.Study, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +277,7 @@ def test_models_are_measured_in_their_runtime(study: sr.Study, table: Table, tmp
     assert "latency (torch" in (tmp_path / "saved" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_int8_file_that_is_exported_is_what_is_measured(
     study: sr.Study, table: Table, tmp_path: Path
@@ -324,6 +326,7 @@ def test_a_result_planned_by_macs_has_no_latency(study: sr.Study) -> None:
     assert study.apply(study.plan(macs=0.6)).latency is None
 
 
+@pytest.mark.slow
 def test_the_fastest_model_within_a_drop(
     study: sr.Study, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +345,7 @@ def test_the_fastest_model_within_a_drop(
         sr.smallest(study, latencies=table)
 
 
+@pytest.mark.slow
 def test_compress_measures_plans_and_meets(monkeypatch: pytest.MonkeyPatch) -> None:
     nets: ModuleType = sys.modules["nets"]
     model, batches = nets.cnn(), nets.noise(1, 8, 8, n=4)

@@ -78,6 +78,7 @@ def _assert_same(result: sr.Result, other: sr.Result) -> None:
     assert result.divergence == other.divergence
 
 
+@pytest.mark.slow
 def test_the_least_memory_gives_the_same_bits_and_tells_what_it_costs() -> None:
     least = _least(_study)
     usual, small = _study(), _study(least)
@@ -94,6 +95,7 @@ def test_the_least_memory_gives_the_same_bits_and_tells_what_it_costs() -> None:
     assert [note.text for note in _study(least).notes] == [note.text for note in small.notes]
 
 
+@pytest.mark.slow
 def test_apply_runs_batches_one_after_the_other_where_memory_is_short() -> None:
     plan = _study().plan(macs=0.6)
     # Many samples: all of them at once take more than a forward and a fit.
@@ -108,6 +110,7 @@ def test_apply_runs_batches_one_after_the_other_where_memory_is_short() -> None:
     assert not [note.text for note in usual.notes if "one after the other" in note.text]
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_another_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     least = _least(_study)
     undisturbed = _study()
@@ -158,6 +161,7 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
         _study()
 
 
+@pytest.mark.slow
 def test_running_out_in_apply_names_the_layer_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

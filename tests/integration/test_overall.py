@@ -60,6 +60,7 @@ def test_compress_tells_how_far_its_models_are(effort: str) -> None:
     assert shares[-1] == 1.0 if effort == "fast" else shares[-1] > 0.4
 
 
+@pytest.mark.slow
 def test_smallest_tells_how_far_its_models_are() -> None:
     events: list[dict[str, object]] = []
     study = sr.study(_net(), _BATCHES, effort="fast", progress=False, callback=events.append)

@@ -90,6 +90,7 @@ def test_optimal_has_the_lowest_predicted_damage(either: sr.Study) -> None:
     assert all(damages["optimal"] <= other * (1 + 1e-9) for other in damages.values() if other is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "budgets",
     [

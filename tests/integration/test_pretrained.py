@@ -87,6 +87,7 @@ def llama_result(nets: ModuleType) -> sr.Result:
     return compressed(llama(nets), nets)
 
 
+@pytest.mark.slow
 def test_a_new_process_computes_the_same(nets: ModuleType, tmp_path: Path) -> None:
     names = []
     for build in (bert, llama, vit):
@@ -251,6 +252,7 @@ def test_neurons_of_encoders_follow(build, end: str, nets: ModuleType, tmp_path:
         assert torch.equal(loaded(**batch).logits, result.model(**batch).logits)
 
 
+@pytest.mark.slow
 def test_what_no_configuration_says_is_refused(nets: ModuleType, tmp_path: Path) -> None:
     # BERT has no field for the width of its heads: with fewer of them, they would be wider.
     model = bert(nets)
@@ -269,6 +271,7 @@ def test_what_no_configuration_says_is_refused(nets: ModuleType, tmp_path: Path)
             assert torch.equal(found, result.model(**batch).logits)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_has_the_configuration_of_its_widths(nets: ModuleType, tmp_path: Path) -> None:
     for build, keep in (
         (llama, {"self_attn.q_proj": 2, "mlp.gate_proj": 24}),
@@ -321,6 +324,7 @@ def told(caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
     return record.levelname, record.getMessage()
 
 
+@pytest.mark.slow
 def test_saving_says_whether_transformers_alone_loads_it(
     llama_result: sr.Result, nets: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_study_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
 # --- resumed ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "after"),
     [("groups", 0), ("groups", 2), ("blocks", 0), ("blocks", 1), ("blocks", 2)],

@@ -82,6 +82,7 @@ def test_a_finished_study_is_read_back(
     assert bits(loaded) == bits(first)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(
     cnn_study: sr.Study, nets: ModuleType, environment: Mapping[str, str], tmp_path: Path
 ) -> None:

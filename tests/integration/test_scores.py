@@ -303,6 +303,7 @@ def test_a_study_without_data(nets: ModuleType) -> None:
     assert study.plan(macs=0.6, select="greedy", scores=table).keep_ratio("macs") <= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlp", "cnn", "DictOutput", "MixedTypes", "Mixture", "Recurrent", "Stacked"]
 )

@@ -36,6 +36,7 @@ def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(stud
     assert max(above) < result.keep_ratio("macs") <= max(above) + 0.03
 
 
+@pytest.mark.slow
 def test_smallest_takes_any_ranks_where_the_first_multiples_lose_too_much(study: sr.Study) -> None:
     result = sr.smallest(study, max_drop=0.002, tolerance=0.02)
     assert result.divergence is not None
@@ -45,6 +46,7 @@ def test_smallest_takes_any_ranks_where_the_first_multiples_lose_too_much(study:
         sr.smallest(study, max_drop=0.002, tolerance=0.02, multiple_of=8)
 
 
+@pytest.mark.slow
 def test_smallest_by_score_evaluates_the_original_once_and_keeps_the_drop(study: sr.Study) -> None:
     seen: list[bool] = []
 
@@ -70,6 +72,7 @@ def test_smallest_by_score_evaluates_the_original_once_and_keeps_the_drop(study:
     assert loss.after == result.after
 
 
+@pytest.mark.slow
 def test_smallest_says_when_nothing_holds(study: sr.Study) -> None:
     models: list[nn.Module] = []
 

@@ -132,6 +132,7 @@ def test_a_half_written_line_waits_and_a_broken_one_is_told(run_dir: Path) -> No
         stream.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_told(tmp_path: Path) -> None:
     code = (
         "import torch, slimrank as sr, sys\n"
@@ -396,6 +397,7 @@ def command(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_address_alone_and_ends_by_ctrl_c(command: subprocess.Popen[str]) -> None:
     assert command.stdout is not None
     url = command.stdout.readline().strip()

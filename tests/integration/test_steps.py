@@ -63,6 +63,7 @@ def test_the_floor_is_told_in_shares_of_the_original(second: sr.Study) -> None:
     assert second.plan(macs=told, relative_to="original").keep_ratio("macs") <= told
 
 
+@pytest.mark.slow
 def test_what_two_steps_made_is_counted_saved_and_rebuilt_from_the_original(
     halfway: sr.Result,
     second: sr.Study,

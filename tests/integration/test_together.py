@@ -127,6 +127,7 @@ def test_a_second_step_leaves_nothing_behind() -> None:
         assert second.model(batches[0]).shape == (12, 6)
 
 
+@pytest.mark.slow
 def test_more_groups_than_numpy_has_dimensions() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

@@ -49,6 +49,7 @@ def _images() -> Tensor:
     return torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_network_is_trained_with_rounding(
     example: ModuleType,
@@ -72,6 +73,7 @@ def test_a_network_is_trained_with_rounding(
     assert exported.int8.layers == ("0", "3.0", "3.1", "7")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_training_reaches_targets_with_rounding(example: ModuleType) -> None:
     """Towards another network's outputs, so that there is something to learn in a few steps."""

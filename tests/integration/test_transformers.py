@@ -62,6 +62,7 @@ def test_bert_with_attention_mask(methods: Sequence[Method], least: float, nets:
     assert study.unit == "nats per sample"
 
 
+@pytest.mark.slow
 def test_padding_tokens_leave_no_trace(nets: ModuleType) -> None:
     one = sr.study(bert(nets), padded(nets, 0), progress=False)
     other = sr.study(bert(nets), padded(nets, 37), progress=False)
@@ -73,6 +74,7 @@ def test_padding_tokens_leave_no_trace(nets: ModuleType) -> None:
         )
 
 
+@pytest.mark.slow
 def test_padding_matters_where_no_mask_is_given(nets: ModuleType) -> None:
     bare = [[{"input_ids": b["input_ids"]} for b in padded(nets, p)] for p in (0, 37)]
     one, other = (sr.study(bert(nets), batches, progress=False) for batches in bare)
@@ -82,6 +84,7 @@ def test_padding_matters_where_no_mask_is_given(nets: ModuleType) -> None:
     )
 
 
+@pytest.mark.slow
 def test_t5_leaves_wo_alone(nets: ModuleType) -> None:
     config = transformers.T5Config(
         vocab_size=50, d_model=24, d_kv=6, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0
@@ -116,6 +119,7 @@ def test_gpt2_conv1d_has_a_reason(nets: ModuleType) -> None:
         result.model(**batches[0])
 
 
+@pytest.mark.slow
 def test_exports_keep_the_names_of_keywords_and_outputs(nets: ModuleType, tmp_path: Path) -> None:
     study = sr.study(bert(nets), padded(nets, 0), methods=FACTORS, progress=False)
     exported = study.apply(study.plan(macs=0.7)).export(tmp_path / "bert.onnx")
@@ -126,6 +130,7 @@ def test_exports_keep_the_names_of_keywords_and_outputs(nets: ModuleType, tmp_pa
     assert [value.name for value in graph.output] == ["logits"]
 
 
+@pytest.mark.slow
 def test_exports_have_no_cache(nets: ModuleType, tmp_path: Path) -> None:
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4

@@ -178,6 +178,7 @@ class Padded(nn.Module):
         return self.last(self.decoder(h, memory, memory_key_padding_mask=padding).mean(self.batch_first * 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm_first", "batch_first"), [(False, True), (True, True), (True, False)])
 def test_torchs_transformers_lose_ranks_and_heads(
     norm_first: bool, batch_first: bool, tmp_path: Path

@@ -94,6 +94,7 @@ def test_the_model_is_an_ordinary_one_and_trains(run: Run) -> None:
     model.zero_grad()
 
 
+@pytest.mark.slow
 def test_all_load_exactly_in_a_new_process(
     nets: ModuleType, tmp_path: Path, python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

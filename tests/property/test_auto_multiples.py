@@ -168,6 +168,7 @@ def test_auto_reaches_what_one_reaches_and_tells_what_it_used(
     assert set(auto.relaxed) == broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [ALL, PAIRS], ids=["joint", "pairs"])
 def test_auto_costs_less_damage_than_eights(methods: tuple[str, ...]) -> None:
     autos, eights = [], []

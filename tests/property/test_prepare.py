@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever the network: made ready for exporters it computes the same, and keeps the norms that it must."""
 
+import pytest
 import os
 
 import torch
@@ -43,6 +44,7 @@ def test_what_is_prepared_computes_the_same(example: Example) -> None:
     assert all(f"{name!r}" in told for name in _norms(prepared.model)[:8])
 
 
+@pytest.mark.slow
 def test_norms_behind_layers_are_folded_in_random_networks() -> None:
     """As the list of steps shows: a norm that alone reads a convolution is gone, every other one stays."""
     n_folded = n_stay = 0

@@ -85,6 +85,7 @@ def test_costs_plans_and_files_are_exact(example: Example) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(_some, max_examples=max(N_EXAMPLES // 12, 1))
 @given(example=random_nets(max_steps=4))
 def test_peaks_of_activations_are_kept_or_refused_with_the_floor(example: Example) -> None:

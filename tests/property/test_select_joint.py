@@ -299,6 +299,7 @@ def test_groups_that_share_no_layer_are_chosen_best(seed: int) -> None:
         least = plan.damage
 
 
+@pytest.mark.slow
 def test_what_a_group_leaves_that_jumps_is_spent() -> None:
     net = Builder(0, few=64)
     for at in range(7):
@@ -320,6 +321,7 @@ def test_what_a_group_leaves_that_jumps_is_spent() -> None:
     assert spare.max() < 0.003
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_more_budget_never_brings_more_damage(seed: int) -> None:
     net = streams(seed)

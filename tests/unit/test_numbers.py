@@ -257,6 +257,7 @@ def test_of_scores(kind: str, study: sr.Study, batches: list[torch.Tensor], tmp_
     assert type(read.baseline) is float
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Decimal"])
 def test_of_searches(kind: str, study: sr.Study) -> None:
     smallest = [sr.smallest(study, **options) for options in _both("smallest", kind)]

@@ -412,6 +412,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command 'stduy'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [("--help",), ("plan", "--help"), ("env",)])
 def test_a_closed_pipe_is_quiet_and_no_bug(args: tuple[str, ...]) -> None:
     unread, written = os.pipe()

@@ -185,6 +185,7 @@ def _result_page(large: Large) -> str:
     return render_page(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "most"), [(50, 150_000), (1000, 1_500_000)])
 def test_pages_are_small_and_quick_to_write(count: int, most: int) -> None:
     large = large_study(count)

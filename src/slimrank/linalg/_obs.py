@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
 from slimrank.linalg._moments import Moments, is_rounding, ridge_of
-from slimrank.linalg._psd import cholesky_psd, weighted_by
+from slimrank.linalg._psd import cholesky_psd, triangle_inverse, weighted_by
 
 # Moments of so many columns are inverted as they are; to order the units of wider ones, their taps are
 # averaged to one column per unit. More would be exact for more layers: 8192 columns take 0.5 GB per matrix.
@@ -400,9 +400,8 @@ def _nested_errors(
         # Faster, and exact enough for the part of the ridge.
         factor, images = factor.float(), images.float()
     if ridge_value > 0:
-        eye = torch.eye(len(columns), dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        del factor, eye
+        inverse = triangle_inverse(factor)
+        del factor
         losses -= ridge_value * _trailing_squares(images, inverse)
     return _errors_by_count(losses / 2, turns[columns], n_units)
 

@@ -28,6 +28,14 @@ def test_square_roots_of_the_shrunk_matrix(rank: int, shrink: float, rng: torch.
     torch.testing.assert_close((root.T @ root).diagonal().mean(), mean)
 
 
+@pytest.mark.parametrize("size", [127, 129, 515])
+def test_inverse_roots_of_matrices_that_are_inverted_by_halves(size: int, rng: torch.Generator) -> None:
+    matrix = _psd(size, 2 * size, rng) / size
+    root, inverse = square_roots(matrix, shrink=0.1)
+    torch.testing.assert_close(inverse, inverse.triu(), rtol=0, atol=0)
+    torch.testing.assert_close(root @ inverse, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
 def test_square_roots_of_a_diagonal_equal_those_of_its_matrix(rng: torch.Generator) -> None:
     diagonal = torch.rand(5, dtype=torch.float64, generator=rng)
     factors = zip(square_roots(diagonal, shrink=0.3), square_roots(diagonal.diag(), shrink=0.3), strict=True)

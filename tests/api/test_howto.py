@@ -62,6 +62,7 @@ def test_the_page_on_maps(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < float(cosine) <= 1
 
 
+@pytest.mark.slow
 def test_the_page_on_a_transformer(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     _run("transformer.md", _blocks("transformer.md"), names)

@@ -175,6 +175,7 @@ def test_every_option_of_the_command_line_reaches_the_study(name: str, run: Call
     _check(sr.Study.load("run", model=_model()), name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TYPED)
 def test_every_option_of_the_compress_command_reaches_the_study(name: str, run: Callable[..., None]) -> None:
     command = ("compress", "options_net:build", "options_net:batches", "--macs", "0.95", "--no-compete")

@@ -31,6 +31,7 @@ def _private_names(source: str) -> list[str]:
     return sorted({*_PRIVATE.findall(source), *filter(_PRIVATE.match, imported)})
 
 
+@pytest.mark.slow
 def test_no_other_file_of_the_tests_names_a_private_module() -> None:
     files = sorted(_TESTS.rglob("*.py"))
     assert _TESTS / "seams.py" in files

@@ -118,6 +118,7 @@ def test_a_peak_in_bytes_is_kept_and_shown(study: sr.Study) -> None:
     assert "activation_bytes" in plan.diff(study.plan(activation_bytes=0.5))
 
 
+@pytest.mark.slow
 def test_a_peak_and_a_latency_hold_together(study: sr.Study) -> None:
     table = table_on(study.structure, Machine())
     plan = study.plan(activation_bytes=0.75, latency=0.7, latencies=table)
@@ -192,6 +193,7 @@ def _run(*arguments: object) -> Result:
     return CliRunner().invoke(seams.cli, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_peak_of_a_second_compression(
     study: sr.Study, tmp_path: Path, nets: ModuleType
 ) -> None:

@@ -214,6 +214,7 @@ def test_attributes_are_aimets(task: Task) -> None:
     }
 
 
+@pytest.mark.slow
 def test_statistics_have_the_attributes_and_types_of_aimets(task: Task) -> None:
     _, automatic = task.compress(SPATIAL, task.parameters(SPATIAL, "auto"))
     _, manual = task.compress(SPATIAL, task.parameters(SPATIAL, "manual"))
@@ -347,6 +348,7 @@ def test_manual_ratios_of_channels_are_shares_of_inputs(task: Task) -> None:
     assert reached == {"conv3": Decimal("0.5"), "fc2": Decimal("0.6875")}
 
 
+@pytest.mark.slow
 def test_layers_that_read_the_same_channels_lose_them_together(task: Task) -> None:
     pairs = [(task.model.conv2, 0.5)]
     model, statistics = task.compress(PRUNING, task.parameters(PRUNING, "manual", pairs=pairs))
@@ -684,6 +686,7 @@ def test_calls_that_cannot_be_cut_stay_whole() -> None:
 # --- Saved scores ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [SPATIAL, PRUNING])
 def test_scores_are_written_once_and_read_again(
     scheme: aimet.CompressionScheme, task: Task, tmp_path: Path
@@ -724,6 +727,7 @@ def test_pickles_are_refused_by_name(name: str, task: Task, tmp_path: Path) -> N
     assert task.calls == []
 
 
+@pytest.mark.slow
 def test_scores_may_be_of_shuffled_data(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     images = torch.cat(list(task.images))
@@ -1060,6 +1064,7 @@ scores = weight_stats.compression_ratio_selection_stats.eval_scores_dictionary
 """
 
 
+@pytest.mark.slow
 def test_a_script_runs_with_other_import_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -477,6 +477,7 @@ def test_a_directory_that_is_not_empty_is_refused_before_recording(
         cnn_result.save(tmp_path, architecture=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 def test_models_of_transformers(kind: str, nets: ModuleType, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -535,6 +536,7 @@ def test_a_loaded_model_is_exported_to_a_runtime(saved: Path, nets: ModuleType, 
         sr.study(sr.load(saved), batches, progress=False)
 
 
+@pytest.mark.slow
 def test_the_command_line_saves_and_exports_without_a_class(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,6 +344,7 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
     assert "is not empty" in _refused("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small")
 
 
+@pytest.mark.slow
 def test_in_a_pipe_no_line_is_broken(folder: Path) -> None:
     commands = (
         ("study", _MODEL, _BATCHES, "--out", "run", "--groups"),
@@ -544,6 +545,7 @@ def test_demo_without_the_export_extra_says_the_line_for_pip(
     assert not list(tmp_path.glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_outputs_are_picked_read_and_weighed(folder: Path) -> None:
     study = ("study", "cli_net.py:two_outputs", _BATCHES, "--out", "run")
     options = ("--outputs", "boxes", "--outputs", "scores", "--likelihood", "scores=categorical")

@@ -156,6 +156,7 @@ def test_manual_plans_from_files_over_another_plan_and_their_difference(folder: 
     assert "give --manual, or leave it out" in _refused("plan", "run", "--base", "own.json", "--macs", "0.5")
 
 
+@pytest.mark.slow
 def test_a_second_step_from_a_saved_model(folder: Path) -> None:
     _facts("plan", "run", "--macs", "0.8", "--methods", "spatial_svd", "--out", "first.json")
     first = _facts("apply", _MODEL, "first.json", "--study", "run", "--out", "small")
@@ -199,6 +200,7 @@ def test_compress_finds_the_smallest_model_within_a_drop(folder: Path) -> None:
     assert "--score: it judges what --max-drop or --split tries" in _refused(*plain)
 
 
+@pytest.mark.slow
 def test_compress_shares_the_budget_between_two_methods(folder: Path) -> None:
     compress = ("compress", _MODEL, _BATCHES, "--likelihood", "categorical", "--split", "--macs", "0.7")
     facts = _facts(*compress, "--methods", "spatial_svd,weight_svd", "--out", "small")

@@ -26,6 +26,8 @@ from invented_times import Machine, Table, table_on
 from slimrank.live import Live, edit_in_browser
 from slimrank.plan import Plan, planned_latency
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study() -> sr.Study:
@@ -506,7 +508,6 @@ def test_a_plan_that_was_refused_is_not_held_open(study: sr.Study, path: Path) -
     assert told.value is not None
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(
     study: sr.Study, path: Path, tmp_path: Path
@@ -542,7 +543,6 @@ def data():
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_applies_with_a_model_and_tells_times(tmp_path: Path) -> None:
     net, run, path = tmp_path / "net.py", tmp_path / "run", tmp_path / "plan.json"

@@ -51,6 +51,7 @@ def test_a_fast_compression_builds_one_plan() -> None:
     assert told.startswith("optimal plan: held-out divergence")
 
 
+@pytest.mark.slow
 def test_another_effort_is_another_study(tmp_path: Path) -> None:
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     study = sr.study(model, batches, effort="fast", run_dir=tmp_path / "run", progress=False)

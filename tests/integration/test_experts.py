@@ -61,6 +61,7 @@ def studies() -> list[sr.Study]:
     return [sr.study(network(seed), batches(seed), effort="fast", progress=False) for seed in (3, 2)]
 
 
+@pytest.mark.slow
 def test_layers_whose_rows_moved_are_fitted_to_the_original_and_it_is_said(studies: list[sr.Study]) -> None:
     study = studies[0]
     result = study.apply(study.plan(macs=0.45))
@@ -136,6 +137,7 @@ def test_a_resumed_run_says_the_same(tmp_path: Path) -> None:
     assert told in second.notes
 
 
+@pytest.mark.slow
 def test_an_expert_that_no_token_chooses_is_still_told() -> None:
     net = network()
     with torch.no_grad():

@@ -266,6 +266,7 @@ def test_onnx_files_say_who_wrote_them_and_nothing_of_the_machine(
     assert sys.prefix.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_names_of_keywords_and_of_a_dict_are_kept(format: str, nets: ModuleType, tmp_path: Path) -> None:
     model, batches = nets.settle(Text().eval()), _texts(nets)
@@ -308,6 +309,7 @@ def test_pairs_and_fewer_channels_around_a_shortcut(tmp_path: Path) -> None:
     assert sum(int(np.prod(size)) for size in sizes) < sum(p.numel() for p in Residual().parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [2, 3])
 def test_several_outputs_have_their_index_for_a_name(outputs: int, tmp_path: Path) -> None:
     class Several(nn.Module):
@@ -321,6 +323,7 @@ def test_several_outputs_have_their_index_for_a_name(outputs: int, tmp_path: Pat
     assert torch.equal(found["output_1"], batches[0].argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_openvino)])
 def test_outputs_named_like_what_is_inside(format: str, nets: ModuleType, tmp_path: Path) -> None:
     class Named(nn.Module):
@@ -348,6 +351,7 @@ def test_outputs_named_like_what_is_inside(format: str, nets: ModuleType, tmp_pa
         torch.testing.assert_close(found[f"output_{name}" if name == "x" else name], tensor.detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path: Path) -> None:
     class Nested(nn.Module):
@@ -383,6 +387,7 @@ def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
     assert (exported.max_error, exported.agreement) == (0.0, None)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_free_is_fixed_and_told(nets: ModuleType, tmp_path: Path) -> None:
     exported = sr.export(FixedBatch(), tmp_path / "model.onnx", nets.noise(24), batch=3)
     assert exported.batch == 3
@@ -414,6 +419,7 @@ def test_a_list_with_a_tensor_for_each_sample_fixes_their_number(tmp_path: Path)
     assert torch.equal(torch.export.load(path).module()([x]), x * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_one_tensor_for_two_arguments_is_two_inputs(format: str, tmp_path: Path) -> None:
     class Weighted(nn.Module):
@@ -555,6 +561,7 @@ def test_a_file_for_which_the_batch_is_fixed_after_all_is_found_out(
     assert "output is [1, 8] where the model's is [2, 8]" in _notes(exported)
 
 
+@pytest.mark.slow
 def test_a_difference_that_cannot_be_located_is_told_all_the_same(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -754,6 +761,7 @@ def test_half_precision_is_written_right_or_refused(
     torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_convolutions_and_norms_in_float16(format: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -845,6 +853,7 @@ def test_both_parts_of_complex_outputs_are_compared(tmp_path: Path, monkeypatch:
         sr.export(Spectrum(), path, batches, format="torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", SUFFIXES)
 def test_outputs_whose_length_depends_on_values(format: str, tmp_path: Path) -> None:
     class Positive(nn.Module):
@@ -860,6 +869,7 @@ def test_outputs_whose_length_depends_on_values(format: str, tmp_path: Path) -> 
 
 @needs_openvino
 class TestOpenvino:
+    @pytest.mark.slow
     def test_files_say_who_wrote_them_and_nothing_of_the_machine(
         self, cnn_result: sr.Result, tmp_path: Path
     ) -> None:
@@ -878,6 +888,7 @@ class TestOpenvino:
         sr.export(nn.Linear(24, 8), path, nets.noise(24), format="openvino")
         assert path.with_suffix(".bin").stat().st_size >= 4 * 24 * 8
 
+    @pytest.mark.slow
     def test_threads_precision_and_hint_reach_the_runtime(
         self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -930,6 +941,7 @@ class TestOpenvino:
         assert "OpenVINO fails on aten.linear.default in module gpt_neox.layers.0." in _notes(exported)
         assert "Incompatible MatMul matrix dimension" in _notes(exported)
 
+    @pytest.mark.slow
     def test_a_missing_operation_is_named_with_its_module(self, nets: ModuleType, tmp_path: Path) -> None:
         model = nn.Sequential(nn.Linear(24, 4), Singular())
         with pytest.raises(
@@ -938,6 +950,7 @@ class TestOpenvino:
             sr.export(model, tmp_path / "model.xml", nets.noise(24), format="openvino")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.slow
     def test_a_file_that_answers_otherwise_replaces_nothing(
         self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -995,6 +1008,7 @@ class TestOpenvino:
             sr.export(nn.Linear(24, 8), tmp_path / "model.xml", nets.noise(24), format="openvino")
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.slow
     def test_half_precision_that_python_cannot_hand_over_is_told(self, tmp_path: Path) -> None:
         class Rounded(nn.Module):
             def forward(self, input: Tensor) -> Tensor:
@@ -1296,12 +1310,14 @@ class TestResultsKnowTheirData:
         with pytest.raises(sr.OptionError, match="inputs= goes with batches="):
             cnn_result.export(path, format="torch", inputs=lambda b: b[0])
 
+    @pytest.mark.slow
     def test_as_a_model(self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
         batches, path = nets.noise(1, 8, 8), tmp_path / "model.pt2"
         assert sr.export(cnn_result, path, batches, format="torch").before_ms is not None
         with pytest.raises(sr.OptionError, match="brings its own"):
             sr.export(cnn_result, path, batches, format="torch", original=nets.cnn())
 
+    @pytest.mark.slow
     def test_of_several_steps(self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
         study = sr.study(cnn_result, nets.noise(1, 8, 8), progress=False)
         exported = study.apply(study.plan(macs=0.8)).export(tmp_path / "model.pt2", format="torch")

@@ -216,6 +216,7 @@ def test_a_folder_without_rights(net: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert _files() == there
 
 
+@pytest.mark.slow
 def test_a_batch_of_more_than_there_is(net: ModuleType) -> None:
     exported = sr.export(net.net(), "m.onnx", net.batches(), batch=50)
     assert exported.batch == 50
@@ -223,11 +224,13 @@ def test_a_batch_of_more_than_there_is(net: ModuleType) -> None:
     assert session.run(None, {"x": torch.zeros(1, 24).numpy()})[0].shape == (1, 4)
 
 
+@pytest.mark.slow
 def test_float16_that_the_runtime_takes(net: ModuleType) -> None:
     exported = sr.export(net.net().half(), "m.onnx", [batch.half() for batch in net.batches()])
     assert 0 <= exported.max_error < 4 * torch.finfo(torch.float16).eps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_model_in_train_mode_stays_so(
     format: str, tmp_path: Path, snapshot: Callable[[nn.Module], object]

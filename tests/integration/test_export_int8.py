@@ -268,6 +268,7 @@ def test_sums_of_two_products_stay_within_16_bits_where_there_is_no_vnni(
     assert (told in _notes(exported)) is (largest == 64)
 
 
+@pytest.mark.slow
 @needs_nncf
 @pytest.mark.parametrize(("has_vnni", "n_reduced"), [(False, 5), (True, 1)])
 def test_openvino_halves_all_weights_where_there_is_no_vnni(
@@ -342,6 +343,7 @@ def test_a_layer_that_hurts_stays_in_float(format: str, tmp_path: Path) -> None:
     torch.testing.assert_close(_run(path, {"x": x}), expected, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_drop_that_no_int8_reaches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(sr.ExportError, match=r"adds .* and more than max_quant_drop=0 as long as any layer"):
         sr.export(_uneven(), tmp_path / "m.onnx", _rows(), quantize="int8", max_quant_drop=0)
@@ -430,6 +432,7 @@ print("ORT_DISABLE_TELEMETRY" in os.environ, list(pathlib.Path({str(tmp_path)!r}
     assert (done.stdout, done.stderr) == ("False []\n", "")  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_an_operator_without_int8_is_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     exported = sr.export(Transposed().eval(), tmp_path / "m.onnx", _images(), quantize="int8")
@@ -437,6 +440,7 @@ def test_an_operator_without_int8_is_named(tmp_path: Path) -> None:
     assert "kept in float: 'up'; onnxruntime has no ConvTranspose in int8" in _notes(exported)
 
 
+@pytest.mark.slow
 def test_few_samples_judge_what_they_calibrate(tmp_path: Path) -> None:
     exported = sr.export(_small(), tmp_path / "m.onnx", [_images()[0][:10]], quantize="int8")
     assert "10 samples: too few to keep some for judging" in _notes(exported)
@@ -487,6 +491,7 @@ class Products(nn.Module):
         return self.head(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int8_weights"])
 def test_every_product_with_weights_is_named(precision: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -511,6 +516,7 @@ def test_every_product_with_weights_is_named(precision: str, tmp_path: Path) -> 
     assert not before & rounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_nncf)])
 def test_a_layer_that_is_the_whole_model_has_its_class_as_name(format: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -563,6 +569,7 @@ _CASES: Mapping[str, tuple[list[Tensor], Mapping[str, object], type[Exception], 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _CASES)
 def test_bad_input_is_refused(case: str, tmp_path: Path) -> None:
     batches, options, error, message = _CASES[case]
@@ -571,6 +578,7 @@ def test_bad_input_is_refused(case: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         sr.ExportError, match=r"ReLU has no layer that format='onnx' runs with quantize='int8'"
@@ -578,6 +586,7 @@ def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
         sr.export(nn.ReLU(), tmp_path / "m.onnx", _rows(), quantize="int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int8_weights"])
 def test_weights_that_stay_as_they_are_are_not_called_int8(precision: str, tmp_path: Path) -> None:
     batches = [rows.double() for rows in _rows()]
@@ -600,6 +609,7 @@ def test_a_missing_package_is_told_with_the_line_for_pip(
         sr.export(_uneven(), tmp_path / "m.xml", _rows(1), format="openvino", quantize="int8")
 
 
+@pytest.mark.slow
 def test_outputs_that_are_no_numbers_any_more_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,6 +626,7 @@ def test_outputs_that_are_no_numbers_any_more_are_refused(
         sr.export(_uneven(), tmp_path / "m.onnx", _rows(), quantize="int8", max_quant_drop=float("inf"))
 
 
+@pytest.mark.slow
 def test_a_quantiser_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = seams.FORMATS["onnx"]
 

@@ -69,6 +69,7 @@ class TestResults:
         assert alone.before_bytes is None
         assert "original" not in alone.summary().replace(str(tmp_path), "")
 
+    @pytest.mark.slow
     def test_a_report_names_them_from_its_own_folder(self, result: sr.Result, tmp_path: Path) -> None:
         result.export(tmp_path / "model.pt2", format="torch")
         result.report(tmp_path / "page.html")
@@ -255,6 +256,7 @@ class TestCompressCommand:
         *("0.8", "--no-compete", "--methods", "weight_svd", "--export", "m.pt2", "--export-format", "torch"),
     )
 
+    @pytest.mark.slow
     def test_saved_model_report_and_json_name_the_file(self, folder: None) -> None:
         facts = json.loads(
             CliRunner().invoke(seams.cli, [*self._COMPRESS, "--report", "page.html", "--json"]).stdout

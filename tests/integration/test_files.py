@@ -333,6 +333,7 @@ def test_what_is_no_directory_of_slimrank(nets: ModuleType, tmp_path: Path) -> N
 
 
 class TestSavedStudy:
+    @pytest.mark.slow
     @pytest.mark.parametrize("asked", [{"data_free": True}, {"fisher": False}], ids=repr)
     def test_without_gradients(self, asked: dict[str, bool], nets: ModuleType, tmp_path: Path) -> None:
         made = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False, run_dir=tmp_path / "run", **asked)  # type: ignore[arg-type]

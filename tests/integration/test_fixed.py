@@ -230,6 +230,7 @@ def test_scores_keep_the_names(study: sr.Study) -> None:
     assert plan.fixed == {"layers": ("2",)}
 
 
+@pytest.mark.slow
 def test_compress_holds_what_is_fixed(tmp_path: Path) -> None:
     nets: ModuleType = sys.modules["nets"]
     model, batches = nets.with_a_block(), nets.noise(3, 4, 4, n=3)

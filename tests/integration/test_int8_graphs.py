@@ -196,6 +196,7 @@ def test_a_network_in_torch_runs_in_int8(tmp_path: Path, capfd: pytest.CaptureFi
     assert [tensor.dtype for tensor in matrices] == [torch.int8] * 4
 
 
+@pytest.mark.slow
 @needs_torchao
 @x86_only
 @pytest.mark.usefixtures("no_compiler")
@@ -218,6 +219,7 @@ def test_weights_of_linear_layers_in_torch(tmp_path: Path) -> None:
     assert sum("choose_qparams" in str(node.target) for node in program.graph.nodes) == 3
 
 
+@pytest.mark.slow
 @needs_torchao
 @pytest.mark.usefixtures("no_compiler")
 def test_layers_of_torch_stay_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +237,7 @@ def test_layers_of_torch_stay_in_float(tmp_path: Path, monkeypatch: pytest.Monke
     assert _decibels(model, program.module()(images), images) > 40
 
 
+@pytest.mark.slow
 @needs_torchao
 @pytest.mark.usefixtures("no_compiler")
 def test_layers_that_run_twice_are_quantised_twice(tmp_path: Path) -> None:
@@ -282,6 +285,7 @@ def test_torchao_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sr.export(_block(), tmp_path / "model.pt2", _images(), format="torch", quantize="int8")
 
 
+@pytest.mark.slow
 @needs_torchao
 def test_int8_is_made_of_float32(tmp_path: Path) -> None:
     batches = [rows.double() for rows in _rows()]

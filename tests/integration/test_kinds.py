@@ -62,6 +62,7 @@ def test_other_samples_are_read_alike(name: str) -> None:
     assert families[0] == families[1]
 
 
+@pytest.mark.slow
 def test_numbers_are_never_taken_for_classes() -> None:
     """The loss that nobody notices: an image network lost 9 dB by it."""
     numbers = [kind for kind in KINDS.values() if set(kind.right.values()) == {"gaussian"}]

@@ -261,6 +261,7 @@ def test_files_that_cannot_be_are_refused_before_all_work(cnn_study: sr.Study, t
         sr.measure_latency("study", progress=False)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "quantize", "package"),
     [
@@ -308,6 +309,7 @@ def _within_reach(table: sr.Latencies) -> sr.Latencies:
     return replace(table, times=replace(table.times, reference=1.1 * table.times.before))
 
 
+@pytest.mark.slow
 def test_a_table_of_pytorch_itself_keeps_budgets_in_pytorch(
     cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +324,7 @@ def test_a_table_of_pytorch_itself_keeps_budgets_in_pytorch(
     assert "latency (torch, float32, batch 4, threads 1)" in result.summary()
 
 
+@pytest.mark.slow
 def test_a_table_of_a_runtime_that_tells_whole_times_only(
     cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -372,6 +375,7 @@ def test_a_machine_without_a_gpu_is_told(cnn_study: sr.Study, monkeypatch: pytes
         sr.measure_latency(cnn_study, backend="cuda", progress=False)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_file_of_another_batch_only_is_named(tmp_path: Path) -> None:
     class Fixed(nn.Module):

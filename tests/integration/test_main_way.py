@@ -3,8 +3,7 @@
 
 import copy
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -106,6 +105,7 @@ def test_more_costs_less_damage(study: sr.Study) -> None:
     assert damages == sorted(damages, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.25, 0.4, 0.6, 0.8, 1.0])
 def test_the_counted_ratio_is_just_below_the_target(study: sr.Study, ratio: float) -> None:
     # In multiples of 8 and 16 the few layers of this network leave more of the budget unspent.
@@ -156,14 +156,7 @@ def test_seconds_of_every_phase(study: sr.Study) -> None:
     assert all(value >= 0 for value in result.seconds.values())
 
 
-@pytest.mark.parametrize(("methods", "seconds"), [(FACTORS, 0.5), (sr.METHODS, 1.5)])
-def test_planning_is_quick(study: sr.Study, methods: Sequence[Method], seconds: float) -> None:
-    # Of this process: what others do on the machine is no matter of the planner.
-    start = time.process_time()
-    study.plan(macs=0.5, params=0.6, methods=methods)
-    assert time.process_time() - start < seconds
-
-
+@pytest.mark.slow
 def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     batches = list(digits[0][:128].split(64))
     result = sr.compress(trained, batches, macs=0.4, methods=FACTORS, effort="thorough", progress=False)
@@ -388,6 +381,7 @@ def test_a_result_that_lost_its_outputs_says_so(nets: ModuleType) -> None:
     assert any("have little left of the original's" in note.text for note in bad.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.6, 0.3])
 def test_large_weights_and_moments_in_float32_change_next_to_nothing(
     trained: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, budget: float

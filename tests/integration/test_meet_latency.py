@@ -297,6 +297,7 @@ def test_the_int8_file_that_is_exported_is_what_is_measured(
     )
 
 
+@pytest.mark.slow
 def test_a_budget_that_int8_alone_meets_leaves_the_network_as_it_is(
     study: sr.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_study_goes_on_with_another_memory(tmp_path: Path, monkeypatch: pytest
     _assert_same(loaded.apply(plan), undisturbed.apply(plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "raised",
     [

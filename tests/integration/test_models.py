@@ -326,6 +326,7 @@ def batch_of(raw: object) -> tuple[tuple[object, ...], dict[str, object]]:
     return (raw, {}) if isinstance(raw, tuple) else ((raw,), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [FACTORS, sr.METHODS], ids=["factors", "all methods"])
 @pytest.mark.parametrize("name", CASES)
 def test_study_plan_apply(
@@ -397,6 +398,7 @@ def check_model(model: nn.Module, result: sr.Result, batches: Sequence[object]) 
     assert all(where == "nets" or where.startswith(("torch.", "test_models")) for where in own), own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -466,6 +468,7 @@ def test_a_hook_of_the_caller_still_works_on_the_result(nets: ModuleType) -> Non
     assert seen == [8]
 
 
+@pytest.mark.slow
 def test_transformer_encoder_fast_path_and_training(nets: ModuleType) -> None:
     model, batches = nets.settle(nets.Encoder()).eval(), nets.noise(6, 24)
     study = sr.study(model, batches, progress=False)

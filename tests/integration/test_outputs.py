@@ -125,6 +125,7 @@ def test_a_family_for_a_part_counts_for_all_in_it_and_its_own_comes_first() -> N
     assert swapped.fingerprint == study.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returns", [Pair, Found, LikeTransformers, as_dict])
 def test_what_a_model_returns_its_outputs_in_does_not_matter(
     returns: Callable[[Tensor, Tensor], object],
@@ -149,6 +150,7 @@ def test_a_dataclass_without_a_field_and_a_single_key() -> None:
     assert by_function.divergence == pytest.approx(only.divergence, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_move_the_error_to_the_other_output() -> None:
     errors = {}
     for heavy, light in (("scores", "boxes"), ("boxes", "scores")):
@@ -247,6 +249,7 @@ def _boxes_loss(outputs: dict[str, Tensor], original: dict[str, Tensor]) -> Tens
     return (outputs["boxes"] - original["boxes"]).square().sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -296,6 +299,7 @@ def test_a_study_is_saved_and_loaded_and_goes_on(
             sr.study(TwoHeads(as_dict), data(), **in_run, **other)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"likelihood": READ, "weights": {"boxes": 2.0}}, {"loss": _boxes_loss}],

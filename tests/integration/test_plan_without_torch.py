@@ -84,6 +84,7 @@ def _run_without_torch(folder: Path, *args: str, command: str = "plan") -> "subp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "expected"),
     [

@@ -72,6 +72,7 @@ def total_damage(result: sr.Result) -> float:
     return sum(layer.damage for layer in result.layers if layer.damage is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
 @pytest.mark.parametrize("macs", [0.3, 0.6])
 def test_every_selector_keeps_the_budget(either: sr.Study, select: str, macs: float) -> None:

@@ -115,6 +115,7 @@ def test_caches_do_not_come_out(nets: ModuleType) -> None:
     assert model.config.use_cache
 
 
+@pytest.mark.slow
 def test_encoder_and_decoder(nets: ModuleType) -> None:
     config = transformers.T5Config(
         vocab_size=50, d_model=24, d_kv=6, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0

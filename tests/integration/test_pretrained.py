@@ -133,6 +133,7 @@ def test_the_same_model_comes_back(llama_result: sr.Result, nets: ModuleType, tm
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_tied_weights_stay_tied(nets: ModuleType, tmp_path: Path) -> None:
     result = compressed(llama(nets, tie_word_embeddings=True), nets, ("channel_pruning",))
     result.save_pretrained(tmp_path / "saved")
@@ -174,6 +175,7 @@ def test_generate_with_a_cache(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_its_tokenizer(nets: ModuleType, tmp_path: Path) -> None:
     result = compressed(bert(nets), nets)
     result.save_pretrained(tmp_path / "saved", words())
@@ -207,6 +209,7 @@ def uniform(model: nn.Module, nets: ModuleType, keep: dict[str, int]) -> sr.Resu
     return study.apply(replace(sr.Plan.manual(study, settings), has_bias=False))
 
 
+@pytest.mark.slow
 def test_transformers_alone_loads_uniform_widths(nets: ModuleType, tmp_path: Path) -> None:
     model = llama(nets)
     study = sr.study(model, inputs_of(model, nets), effort="fast", progress=False)
@@ -224,6 +227,7 @@ def test_transformers_alone_loads_uniform_widths(nets: ModuleType, tmp_path: Pat
         assert torch.equal(sr.from_pretrained(tmp_path / "saved")(**batch).logits, expected)
 
 
+@pytest.mark.slow
 def test_heads_and_neurons_follow_in_the_configuration(nets: ModuleType, tmp_path: Path) -> None:
     model = llama(nets)
     result = uniform(model, nets, {"self_attn.q_proj": 2, "mlp.gate_proj": 24})
@@ -240,6 +244,7 @@ def test_heads_and_neurons_follow_in_the_configuration(nets: ModuleType, tmp_pat
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "end"), [(bert, "intermediate.dense"), (vit, "mlp.fc1")])
 def test_neurons_of_encoders_follow(build, end: str, nets: ModuleType, tmp_path: Path) -> None:  # noqa: ANN001
     model = build(nets)
@@ -297,6 +302,7 @@ def test_a_loaded_model_has_the_configuration_of_its_widths(nets: ModuleType, tm
             assert torch.equal(again(**batch).logits, expected)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_compressed_again(nets: ModuleType, tmp_path: Path) -> None:
     model = llama(nets)
     uniform(model, nets, {"mlp.gate_proj": 40}).save_pretrained(tmp_path / "first")
@@ -431,6 +437,7 @@ def test_other_models_are_refused(cnn_result: sr.Result, nets: ModuleType, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_that_its_configuration_does_not_build_is_refused(nets: ModuleType, tmp_path: Path) -> None:
     model = bert(nets)
     model.classifier = nets.settle(nn.Linear(32, 7))

@@ -86,6 +86,7 @@ def check(result: sr.Result, plan: sr.Plan, name: str, model: nn.Module) -> None
 # --- every network ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wish",
     [
@@ -203,6 +204,7 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
     assert bits(study(tmp_path)) == bits(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "told"),
     [
@@ -357,6 +359,7 @@ def test_without_data_a_plan_chooses_among_factors() -> None:
     assert not plan.groups
 
 
+@pytest.mark.slow
 def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     study = sr.study(model, batches, draws=1, progress=False)
@@ -390,6 +393,7 @@ def test_of_few_samples_a_block_is_foretold_too(monkeypatch: pytest.MonkeyPatch)
         assert reached / 2 < plan.damage < 2 * reached
 
 
+@pytest.mark.slow
 def test_a_block_that_others_make_up_for_goes() -> None:
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     with torch.no_grad():
@@ -407,6 +411,7 @@ def test_a_block_that_others_make_up_for_goes() -> None:
     assert result.divergence < staying.divergence
 
 
+@pytest.mark.slow
 def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> None:
     study = studied("residual")
     free = tuple(replace(one, damage=0.0) for one in study.block_damages)
@@ -438,6 +443,7 @@ class Counted(list[Tensor]):
         return super().__iter__()
 
 
+@pytest.mark.slow
 def test_the_samples_of_rough_divergences_are_read_once() -> None:
     model, batches = pruning_nets.build("residual"), Counted(pruning_nets.batches("residual", n=160))
     study = sr.study(model, batches, draws=1, progress=False)
@@ -624,6 +630,7 @@ def test_a_bias_is_made_where_nothing_takes_up_the_mean() -> None:
 # --- two steps ---
 
 
+@pytest.mark.slow
 def test_two_steps_with_channels_in_both(tmp_path: Path) -> None:
     model, batches = pruning_nets.build("plain"), pruning_nets.batches("plain")
     study = studied("plain")
@@ -659,6 +666,7 @@ def test_a_first_step_that_did_not_make_the_model_is_refused() -> None:
 # --- competition ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "transformer"])
 def test_the_best_of_all_plans_is_returned(name: str) -> None:
     model, batches = pruning_nets.build(name), pruning_nets.batches(name)

@@ -36,6 +36,7 @@ def heard(kind: type[nn.RNNBase], n_layers: int = 1, *, bidirectional: bool = Fa
     return settle(Heard(kind, n_layers, bidirectional=bidirectional).eval())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "n_layers", "bidirectional"),
     [(nn.LSTM, 1, False), (nn.GRU, 2, True), (nn.RNN, 1, True)],

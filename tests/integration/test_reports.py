@@ -194,6 +194,7 @@ def _run(*args: str) -> Result:
     return CliRunner().invoke(seams.cli, ["report", *args], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_table_of_times(
     study: sr.Study, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_page_tells_how_its_study_was_made(study: sr.Study, run_dir: Path, tmp
     )
 
 
+@pytest.mark.slow
 def test_compress_for_a_latency_shows_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.invent_latencies(monkeypatch, lambda _before, _after: 0.5)
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_study_goes_on(
     after: int,
@@ -57,6 +58,7 @@ def test_an_interrupted_study_goes_on(
     assert same_state(resumed.apply(plan).model, cnn_result.model)
 
 
+@pytest.mark.slow
 def test_anchors_do_not_depend_on_where_it_stopped(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def run_notes(study: sr.Study) -> str:
 ALL: tuple[Method, ...] = (*sr.METHODS, *sr.MORE_METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("earlier", "measured", "words"),
     [
@@ -201,6 +204,7 @@ def test_a_study_of_more_methods_takes_over_what_is_valid(
     assert everything(sr.Study.load(tmp_path)) == everything(study)
 
 
+@pytest.mark.slow
 def test_more_methods_go_on_after_an_interrupt(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +239,7 @@ def test_a_study_of_all_methods_serves_fewer(
     assert everything(sr.Study.load(tmp_path)) == everything(whole)
 
 
+@pytest.mark.slow
 def test_an_unfinished_study_of_all_methods_serves_fewer_and_goes_on(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +254,7 @@ def test_an_unfinished_study_of_all_methods_serves_fewer_and_goes_on(
     assert everything(study) == everything(sr.study(nets.cnn(), batches, progress=False))
 
 
+@pytest.mark.slow
 def test_more_batches_take_the_directory_and_say_what_is_redone(nets: ModuleType, tmp_path: Path) -> None:
     batches = nets.noise(1, 8, 8, n=4)
     sr.study(nets.cnn(), batches[:2], methods=("weight_svd",), run_dir=tmp_path, progress=False)
@@ -261,6 +267,7 @@ def test_more_batches_take_the_directory_and_say_what_is_redone(nets: ModuleType
         sr.study(nets.cnn(), nets.noise(1, 8, 8, n=5, seed=1), run_dir=tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_an_interrupted_apply_goes_on(
     cnn_study: sr.Study, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

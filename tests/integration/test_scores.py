@@ -257,6 +257,7 @@ def test_a_table_is_tied_to_weights_and_inputs(
         other.plan(macs=0.5, scores=table)
 
 
+@pytest.mark.slow
 def test_one_table_serves_plans_of_every_kind(cnn: sr.Study, loss: ScoreFn) -> None:
     table = measure_scores(cnn, loss, lower_is_better=True, progress=False)
     tried = {
@@ -328,6 +329,7 @@ def test_the_cache_changes_nothing(name: str, nets: ModuleType) -> None:
 
 
 # A group starts at its first producer, so one of three saves nothing here.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "share"), [(("weight_svd", "spatial_svd"), 0.75), (("channel_pruning",), 0.85)]
 )

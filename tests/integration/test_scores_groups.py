@@ -68,6 +68,7 @@ def test_every_candidate_is_the_largest_count_within_it(study: sr.Study, score: 
         assert {(entry.method, entry.form) for entry in entries} == {("channel_pruning", "channels")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data_free"),
     [
@@ -92,6 +93,7 @@ def test_a_score_is_that_of_the_model_with_one_group_slimmed(name: str, data_fre
             assert entry.score == pytest.approx(applied, rel=1e-4 if data_free else 0.25, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pruning_nets.NAMES)
 def test_the_cache_changes_nothing(name: str) -> None:
     study = sr.study(pruning_nets.build(name), pruning_nets.batches(name), progress=False)

@@ -182,6 +182,7 @@ def test_search_split_skips_in_both_steps_what_the_study_skipped() -> None:
     assert result.plan.keep_ratio("macs") <= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked",
     [
@@ -228,6 +229,7 @@ def test_search_split_studies_again_with_the_options_of_the_study(asked: dict[st
         assert (found.steps, found.damage) != (other.steps, other.damage)
 
 
+@pytest.mark.slow
 def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: sr.Study) -> None:
     tuned: list[int] = []
 
@@ -250,6 +252,7 @@ def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: s
     assert len({text.partition("cosine ")[2] for text in told}) > 1
 
 
+@pytest.mark.slow
 def test_search_split_warns_of_what_training_made_of_a_result(study: sr.Study) -> None:
     def erase(model: nn.Module) -> None:
         with torch.no_grad():

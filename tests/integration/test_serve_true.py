@@ -259,6 +259,7 @@ def _called(*arguments: str) -> tuple[int, str, str]:
     return shown.exit_code, shown.stdout, shown.stderr
 
 
+@pytest.mark.slow
 def test_commands_show_their_run(tmp_path: Path) -> None:
     net, run = tmp_path / "net.py", tmp_path / "run"
     net.write_text(_NET)

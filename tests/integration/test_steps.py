@@ -89,6 +89,7 @@ def test_what_two_steps_made_is_counted_saved_and_rebuilt_from_the_original(
     )
 
 
+@pytest.mark.slow
 def test_a_layer_may_be_split_again(batches: list[Tensor], nets: ModuleType, tmp_path: Path) -> None:
     study = sr.study(nets.cnn(), batches, progress=False)
     first = study.apply(sr.Plan.manual(study, {"last": ("spatial_svd", {"rank": 30})}))
@@ -178,6 +179,7 @@ def test_a_tuned_model_goes_back_into_its_result(
         halfway.with_model("model")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_earlier_plans_that_do_not_fit_are_refused(
     halfway: sr.Result, second: sr.Study, batches: list[Tensor], nets: ModuleType
 ) -> None:

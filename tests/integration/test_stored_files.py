@@ -270,6 +270,7 @@ def test_a_finished_run_is_read_and_not_measured_again(stored: Path, arrays: dic
     assert all(torch.equal(reread[key], array) for key, array in found.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_among_curves_goes_on(
     stored: Path, expected: Facts, arrays: dict[str, Tensor]
 ) -> None:

@@ -43,6 +43,7 @@ def padded(nets: ModuleType, padding: int) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("methods", "least"), [(FACTORS, 0.57), (sr.METHODS, 0.55)])
 def test_bert_with_attention_mask(methods: Sequence[Method], least: float, nets: ModuleType) -> None:
     model = bert(nets)

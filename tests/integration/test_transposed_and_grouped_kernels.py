@@ -166,6 +166,7 @@ def test_what_it_reads_goes_and_it_is_fitted_anew(name: str, tmp_path: Path) -> 
     assert sr.apply(net(name), plan, progress=False).after == plan.after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["overlapping", "no bias", "bottleneck"])
 def test_joint_plans_count_what_is_built(name: str) -> None:
     study = sr.study(net(name), images(0), draws=2, progress=False)
@@ -250,6 +251,7 @@ class Twice(nn.Module):
         return self.head(self.b(self.b(x).relu()).relu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 def test_whole_groups_go_behind_a_block_that_goes(sequential: bool) -> None:
     torch.manual_seed(0)
@@ -330,6 +332,7 @@ def test_grouped_kernels_are_split_fitted_saved_and_replayed(sequential: bool, t
     assert sr.apply(net("split"), again, progress=False).after == plan.after
 
 
+@pytest.mark.slow
 def test_pairs_and_widths_of_grouped_kernels_are_planned_together() -> None:
     study = studied_with_pairs()
     built = 0

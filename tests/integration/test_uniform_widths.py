@@ -186,6 +186,7 @@ def test_no_new_bias(methods: tuple[Method, ...] | None, study: sr.Study, nets: 
     assert any(".down." in name and name.endswith("bias") for name in with_new.model.state_dict())
 
 
+@pytest.mark.slow
 def test_compress_without_new_biases_prunes_as_the_study_plans(nets: ModuleType) -> None:
     batches = nets.noise(8, n=6, size=32)
     asked = sr.study(stacks(nets), batches, progress=False).plan(macs=0.4, new_bias=False)
@@ -252,6 +253,7 @@ def test_a_plan_without_new_biases_is_saved_and_replayed(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in result.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_steps_share_one_rule_for_biases(study: sr.Study, nets: ModuleType) -> None:
     batches = nets.noise(8, n=6, size=32)
     result = study.apply(study.plan(macs=0.8))
@@ -269,6 +271,7 @@ def has_new_bias(result: sr.Result, study: sr.Study) -> bool:
     return any(key.startswith(f"{name}.") and key.endswith("bias") for key in names for name in without)
 
 
+@pytest.mark.slow
 def test_compress_takes_both(study: sr.Study, nets: ModuleType) -> None:
     batches = nets.noise(8, n=6, size=32)
     result = sr.compress(stacks(nets), batches, macs=0.6, uniform_widths=True, new_bias=False, progress=False)
@@ -282,6 +285,7 @@ def test_compress_takes_both(study: sr.Study, nets: ModuleType) -> None:
     assert "optimal, recalibrated" in tried
 
 
+@pytest.mark.slow
 def test_smallest_takes_both(study: sr.Study) -> None:
     keywords: dict[str, object] = {"max_drop": 0.5, "methods": PRUNING, "tolerance": 0.2}
     result = sr.smallest(study, uniform_widths=True, new_bias=False, **keywords)  # type: ignore[arg-type]
@@ -293,6 +297,7 @@ def test_smallest_takes_both(study: sr.Study) -> None:
     assert {name.partition(".")[0] for name in least.plan.groups} == {"second"}
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_both(
     study: sr.Study, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -443,6 +443,7 @@ def expected_output(plain: Callable[[], nn.Module]) -> Tensor:
     return result.model(batches()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAKEN)
 @pytest.mark.usefixtures("one_process")
 def test_what_is_taken_gives_what_the_plain_model_gives(name: str, tmp_path: Path) -> None:

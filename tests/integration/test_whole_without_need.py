@@ -136,6 +136,7 @@ class Conditioned(nn.Module):
         return x + self.down(h), h.mean(-1)
 
 
+@pytest.mark.slow
 def test_blocks_with_several_arguments_go_and_come_back(tmp_path: Path) -> None:
     model, batches = Stack().eval(), noise(6, 8)
     study = sr.study(model, batches, draws=1, progress=False)
@@ -206,6 +207,7 @@ def test_torchs_transformers_lose_ranks_and_heads(
         torch.testing.assert_close(program(batches[0]), expected)
 
 
+@pytest.mark.slow
 def test_a_second_step_takes_what_the_first_left_of_heads_and_blocks(tmp_path: Path) -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -126,6 +126,7 @@ def planned(net: Source, macs: float, multiple_of: object, select: Select, metho
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -208,6 +209,7 @@ def test_auto_reaches_several_budgets_at_once(seed: int, params: float, macs: fl
     assert plan.after.params <= params * plan.before.params
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), methods=st.sampled_from([ALL, PAIRS]))
 def test_the_floor_of_auto_is_that_of_one(seed: int, methods: tuple[str, ...]) -> None:

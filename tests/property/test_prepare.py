@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever the network: made ready for exporters it computes the same, and keeps the norms that it must."""
 
-import pytest
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from random_nets import Example, random_net, random_nets
@@ -66,6 +66,7 @@ def test_norms_behind_layers_are_folded_in_random_networks() -> None:
     assert n_stay >= 5
 
 
+@pytest.mark.slow
 def test_in_float64_nothing_but_rounding_is_between_them() -> None:
     n_checked = 0
     for seed in range(60):

@@ -63,6 +63,7 @@ def test_slimmed_equals_masked(example: Example) -> None:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @_few
 @given(example=random_nets(max_steps=6))
 def test_costs_plans_and_files_are_exact(example: Example) -> None:

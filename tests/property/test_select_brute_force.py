@@ -92,6 +92,7 @@ def least_damage(net: Source, budgets: Mapping[Metric, float]) -> float | None:
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", BUDGETS)
 @given(net=sources(), data=st.data())
 @settings(max_examples=60, deadline=None)

@@ -186,6 +186,7 @@ def table(net: Source, fixed: Fixed) -> tuple[dict[Metric, np.ndarray], np.ndarr
     return {m: np.array([cost.metric(m) for cost in costs]) for m in metrics}, np.array(damages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 def test_plans_around_what_is_fixed_against_brute_force(make: Callable[[int], Source]) -> None:
     planned = refused = exact = tried = 0

@@ -146,6 +146,7 @@ def net_and_table(make: Callable[[int], Source], seed: int) -> tuple[Source, Tab
     return net, (costs, damages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("seed", range(4))
 def test_joint_plans_against_brute_force(make: Callable[[int], Source], seed: int) -> None:
@@ -203,6 +204,7 @@ def test_the_floor_can_be_reached_and_nothing_is_below_it(
         select_plan(net, budgets={metric: floor * 0.99})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("level", [0.1, 1.0, 10.0])
 def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], level: float) -> None:
@@ -331,6 +333,7 @@ def test_more_budget_never_brings_more_damage(seed: int) -> None:
     assert (np.diff(found) <= 1e-9 * found[:-1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 def test_more_budget_never_brings_more_damage_with_ranks(make: Callable[[int], Source]) -> None:
     net = uneven(make(3), 3)

@@ -156,6 +156,7 @@ def time_of(net: Source, times: NetworkTimes, plan) -> float:  # noqa: ANN001
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 @pytest.mark.parametrize(("seed", "step"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 4)])
 def test_latency_plans_against_brute_force(make: Callable[[int], Source], seed: int, step: int) -> None:

@@ -84,6 +84,7 @@ def every_choice(net: Source, points: list[PeakPoint]) -> Iterator[tuple[float, 
             yield (*(point.bytes_left(settings, kept, ()) for point in points), macs, damage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("make", [NETS["chain"]], ids=["chain"])
 def test_plans_within_bytes_against_brute_force(make: Callable[[int], Source], seed: int) -> None:

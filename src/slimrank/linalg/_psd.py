@@ -13,7 +13,7 @@ _LAST_JITTER = 1e-3
 # Columns above which eigenvectors are found in float32, which halves the time: they are right to 1e-5, less
 # than any fit to samples is.
 _EXACT_COLUMNS = 1024
-# Triangles are inverted by halves down to so many columns: larger ones leave less to products, which are faster.
+# Triangles are inverted by halves down to so many columns: more leave less to products, which are faster.
 _TRIANGLE = 128
 
 

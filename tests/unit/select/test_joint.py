@@ -295,6 +295,7 @@ def test_the_least_hurt_gives_most() -> None:
     assert len(plan.groups["block.up"]) / 16 < len(plan.groups.get("first", range(32))) / 32
 
 
+@pytest.mark.slow
 def test_the_same_answer_every_time() -> None:
     budgets: dict[Metric, float] = {"macs": 0.4, "params": 0.45}
     first, second = (select_plan(net(block=0.5), budgets=budgets) for _ in range(2))

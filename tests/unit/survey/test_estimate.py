@@ -104,6 +104,7 @@ def test_a_study_that_is_done_needs_no_estimate(monkeypatch: pytest.MonkeyPatch,
     assert not _told(model, shown, run_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_larger_networks_and_more_samples_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[seams.Estimate] = []
     seams.watch_estimates(monkeypatch, found.append, sample=1e-3, products=1e9)

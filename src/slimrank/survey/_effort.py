@@ -15,7 +15,7 @@ _FEW_LAYERS = 10
 _MORE_RATIOS = (0.7, 0.45, 0.25, 0.1)
 # Layers above which each is measured at one cost: a divergence takes as long as the network, so that all of
 # them would take the square of its depth, and what one layer's curve lacks counts less among so many.
-_MANY_LAYERS = 64
+_MANY_LAYERS = 100
 _ONE_RATIO = (0.3,)
 
 
@@ -26,7 +26,7 @@ class EffortRow:
     Attributes:
         anchor_ratios: shares of the MACs of a layer at which divergences are measured.
         ratios_of_few: the same in networks of up to ten layers, which can afford more.
-        ratios_of_many: the same in networks of more than 64.
+        ratios_of_many: the same in networks of more than a hundred.
         anchor_shares: shares of the units of a group that stay where divergences are measured.
         samples_drawn_in_full: samples up to which each gets all its draws; of more, fewer for each.
         has_blocks: whether blocks may be dropped, which takes fits of the layers behind each.

@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--size", help="only this size of it: DEPTHxWIDTH, e.g. 1x8")
     parser.add_argument("--reuse", action="store_true", help="time slimrank anew, take AIMET's last run")
     parser.add_argument("--no-recipe", action="store_true", help="leave AIMET's recipe of both methods out")
+    parser.add_argument("--no-scores", action="store_true", help="leave AIMET's procedure done by slimrank out")
     args = parser.parse_args()
     for name in [] if args.growth else args.network or sorted(TASKS):
         rows = [
@@ -253,6 +254,8 @@ def main() -> None:
         ]
         print(*rows, sep="\n", flush=True)
         merge_table(table_path("speed"), rows, ("network", "aimet_scheme", "methods"))
+        if args.no_scores:
+            continue
         scored = [{**score_row(name, row), **context()} for row in rows if row["methods"] == "svd"]
         print(*scored, sep="\n", flush=True)
         merge_table(table_path("speed-scores"), scored, ("network", "method"))

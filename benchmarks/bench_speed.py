@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--size", help="only this size of it: DEPTHxWIDTH, e.g. 1x8")
     parser.add_argument("--reuse", action="store_true", help="time slimrank anew, take AIMET's last run")
     parser.add_argument("--no-recipe", action="store_true", help="leave AIMET's recipe of both methods out")
-    parser.add_argument("--no-scores", action="store_true", help="leave AIMET's procedure done by slimrank out")
+    parser.add_argument("--no-scores", action="store_true", help="leave AIMET's greedy by slimrank out")
     args = parser.parse_args()
     for name in [] if args.growth else args.network or sorted(TASKS):
         rows = [

@@ -614,6 +614,14 @@ def fold_taps_from(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(_obs, "MAX_EXACT_COLUMNS", columns)
 
 
+def errors_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of all ranks are found in float32, as those of wide layers are.
+
+    Patched: the size of the equations from which on they are.
+    """
+    monkeypatch.setattr(_split_pair, "_WIDE_EQUATIONS", 0)
+
+
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:
     """Consumers of more columns than this are too wide to invert, as only huge layers are.
 

@@ -84,6 +84,21 @@ def test_products_in_float32_come_near_those_in_float64(name: str, n_out: int, r
     torch.testing.assert_close(rough, exact, rtol=0, atol=1e-4 * float(exact[0]))
 
 
+@pytest.mark.parametrize("name", _SPLITS)
+def test_errors_of_wide_layers_are_found_in_float32(
+    name: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = _SPLITS[name]
+    weighted, moment = _problem(split, 6, rng)
+    first = initial_first_factor(weighted, moment, split)
+    exact = nested_errors(weighted, weighted @ moment, moment, first, split)
+    seams.errors_in_float32(monkeypatch)
+    rough = nested_errors(weighted, weighted @ moment, moment, first, split)
+    assert rough.dtype == torch.float64
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0, atol=1e-5 * float(exact[0]))
+
+
 @pytest.mark.parametrize("n_out", _OUT)
 @pytest.mark.parametrize("name", _SPLITS)
 def test_nested_errors_are_those_of_the_fit_at_each_rank(name: str, n_out: int, rng: torch.Generator) -> None:

@@ -22,9 +22,6 @@ from slimrank.survey._session import Run, Session
 _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
-# Blocks that are dropped alone, about: where there are more, some of each shape, evenly spaced. So what
-# blocks take grows no faster than the network.
-_MOST_ALONE = 24
 # Blocks that are dropped together in a measurement, over those in the one before.
 _GROWTH = 1.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
@@ -79,18 +76,20 @@ def measure_blocks(
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:
         return finished
-    if not effort_row(survey.session.options).has_blocks:
+    most_alone = effort_row(survey.session.options).blocks_alone
+    if not most_alone:
         if kept_in is not None:
             write_blocks(kept_in, ())
         return ()
     measured = {} if store is None else read_drops(store, names)
-    n_steps = most_drops(blocks)
+    n_steps = most_drops(blocks, most_alone)
     with run.phases.phase("blocks", n_steps) as advance:
         advance(len(measured))
         drops = _Drops(survey)
         worth = _worth(blocks, known, damage_at)
         limit = _ALL_LOST * survey.session.likelihood.all_lost
-        for dropped in _drops_to_measure(blocks, worth, measured, limit):
+        alone = blocks_alone(blocks, most_alone)
+        for dropped in _drops_to_measure(blocks, alone, worth, measured, limit):
             measured[dropped] = min(drops.divergence(dropped), CEILING)
             if kept_in is not None:
                 write_drops(kept_in, names, measured)
@@ -124,11 +123,11 @@ def _by_shape(blocks: Mapping[str, BlockSpec]) -> list[list[str]]:
     return list(shapes.values())
 
 
-def blocks_alone(blocks: Mapping[str, BlockSpec]) -> tuple[str, ...]:
-    """The blocks that are dropped alone: all while they are few, else some of each shape, evenly spaced."""
+def blocks_alone(blocks: Mapping[str, BlockSpec], most: int) -> tuple[str, ...]:
+    """The blocks that are dropped alone: all, or of more than ``most`` some of each shape, evenly spaced."""
     chosen: set[str] = set()
     for names in _by_shape(blocks):
-        count = math.ceil(len(names) * min(1.0, _MOST_ALONE / len(blocks)))
+        count = math.ceil(len(names) * min(1.0, most / len(blocks)))
         # The first and the last are among them.
         gaps = max(1, count - 1)
         chosen.update(names[step * (len(names) - 1) // gaps] for step in range(count))
@@ -138,8 +137,8 @@ def blocks_alone(blocks: Mapping[str, BlockSpec]) -> tuple[str, ...]:
 def block_notes(survey: GroupSurvey) -> list[Note]:
     """What the user should know of how blocks were measured."""
     blocks, options = survey.channels.blocks, survey.session.options
-    n_alone = len(blocks_alone(blocks))
-    if n_alone == len(blocks) or options.data_free or not effort_row(options).has_blocks:
+    n_alone = len(blocks_alone(blocks, effort_row(options).blocks_alone))
+    if options.data_free or n_alone in {0, len(blocks)}:
         return []
     text = (
         f"{n_alone} of {len(blocks)} blocks were dropped alone; the damage of each of the others is "
@@ -150,12 +149,13 @@ def block_notes(survey: GroupSurvey) -> list[Note]:
 
 def _drops_to_measure(
     blocks: Mapping[str, BlockSpec],
+    alone: Sequence[str],
     worth: Mapping[str, float],
     measured: Mapping[Drop, float],
     limit: float,
 ) -> Iterator[Drop]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
-    yield from ((name,) for name in blocks_alone(blocks) if (name,) not in measured)
+    yield from ((name,) for name in alone if (name,) not in measured)
     rivals = _rivals(worth, _costs_alone(blocks, measured))
     for count in _counts(len(rivals)):
         drop = tuple(rivals[:count])
@@ -187,9 +187,9 @@ def _counts(n_rivals: int) -> Iterator[int]:
         yield n_rivals
 
 
-def most_drops(blocks: Mapping[str, BlockSpec]) -> int:
+def most_drops(blocks: Mapping[str, BlockSpec], most_alone: int) -> int:
     """Measurements that blocks take at most: some alone, and several together."""
-    return len(blocks_alone(blocks)) + sum(1 for _ in _counts(len(blocks)))
+    return len(blocks_alone(blocks, most_alone)) + sum(1 for _ in _counts(len(blocks)))
 
 
 def _rivals(worth: Mapping[str, float], alone: Mapping[str, float]) -> list[str]:
@@ -229,7 +229,7 @@ class _Drops:
     def __init__(self, survey: GroupSurvey) -> None:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
-        runs = most_drops(survey.channels.blocks)
+        runs = most_drops(survey.channels.blocks, effort_row(self._session.options).blocks_alone)
         self._anchors = Anchors(self._session, as_evaluations(runs))
         n_fit = count_fit_samples(self._session, runs)
         self._data = Data(

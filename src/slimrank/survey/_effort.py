@@ -17,6 +17,8 @@ _MORE_RATIOS = (0.7, 0.45, 0.25, 0.1)
 # them would take the square of its depth, and what one layer's curve lacks counts less among so many.
 _MANY_LAYERS = 100
 _ONE_RATIO = (0.3,)
+# So that what blocks take grows no faster than the network.
+_BLOCKS_ALONE = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ class EffortRow:
         ratios_of_many: the same in networks of more than a hundred.
         anchor_shares: shares of the units of a group that stay where divergences are measured.
         samples_drawn_in_full: samples up to which each gets all its draws; of more, fewer for each.
-        has_blocks: whether blocks may be dropped, which takes fits of the layers behind each.
+        blocks_alone: how many blocks are dropped alone, about, which takes fits of the layers behind each;
+            of 0 none may be dropped.
     """
 
     anchor_ratios: tuple[float, ...]
@@ -37,7 +40,7 @@ class EffortRow:
     ratios_of_many: tuple[float, ...]
     anchor_shares: tuple[float, ...]
     samples_drawn_in_full: int
-    has_blocks: bool
+    blocks_alone: int
 
     def ratios_for(self, n_layers: int) -> tuple[float, ...]:
         """Shares of the MACs at which so many layers are measured."""
@@ -54,7 +57,7 @@ EFFORT_ROWS: Mapping[Effort, EffortRow] = {
         ratios_of_many=_ONE_RATIO,
         anchor_shares=(0.5, 0.1),
         samples_drawn_in_full=SAMPLES_DRAWN_IN_FULL,
-        has_blocks=False,
+        blocks_alone=0,
     ),
     "normal": EffortRow(
         anchor_ratios=ANCHOR_RATIOS,
@@ -62,7 +65,7 @@ EFFORT_ROWS: Mapping[Effort, EffortRow] = {
         ratios_of_many=_ONE_RATIO,
         anchor_shares=ANCHOR_SHARES,
         samples_drawn_in_full=SAMPLES_DRAWN_IN_FULL,
-        has_blocks=True,
+        blocks_alone=_BLOCKS_ALONE,
     ),
     "thorough": EffortRow(
         anchor_ratios=_MORE_RATIOS,
@@ -70,7 +73,7 @@ EFFORT_ROWS: Mapping[Effort, EffortRow] = {
         ratios_of_many=_MORE_RATIOS,
         anchor_shares=(0.8, 0.55, 0.3, 0.1),
         samples_drawn_in_full=1_000_000,
-        has_blocks=True,
+        blocks_alone=1_000_000,
     ),
 }
 

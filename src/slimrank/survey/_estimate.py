@@ -140,7 +140,7 @@ def expected_phases(
         "moments": count_passes_of(survey, survey.session.budgets) * n_fit,
         "curves": len(layers),
         "groups": len(groups),
-        "blocks": most_drops(survey.channels.blocks),
+        "blocks": most_drops(survey.channels.blocks, row.blocks_alone),
     }
     return {
         name: Expected(seconds=seconds, steps=steps[name]) for name, seconds in found.items() if steps[name]
@@ -247,10 +247,10 @@ def seconds_by_phase(
 
 
 def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
-    blocks = survey.channels.blocks
-    if not blocks or not effort_row(survey.session.options).has_blocks:
+    blocks, most_alone = survey.channels.blocks, effort_row(survey.session.options).blocks_alone
+    if not blocks or not most_alone:
         return 0.0
-    runs = most_drops(blocks)
+    runs = most_drops(blocks, most_alone)
     feed = survey.session.feed
     n_fit = count_fit_samples(survey.session, runs)
     n_samples = n_fit * feed.n_samples / len(feed.fit) * _FORWARDS_OF_DROP + count_samples(
@@ -259,7 +259,7 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     layers = survey.session.needs.layers
     fits = sum(_decomposition(spec, n_fit) for spec in layers) / max(1, len(layers))
     fit_seconds = _FITS * _FLOAT64_TIMES * fits / speed.products
-    return _DROPS * len(blocks_alone(blocks)) * (_LAYER + speed.sample * n_samples + fit_seconds)
+    return _DROPS * len(blocks_alone(blocks, most_alone)) * (_LAYER + speed.sample * n_samples + fit_seconds)
 
 
 def _decomposition(spec: LayerSpec, n_samples: int) -> int:

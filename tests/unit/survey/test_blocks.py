@@ -9,6 +9,7 @@ from seams import blocks_alone, blocks_to_drop, damages_in_turn, most_drops
 from slimrank.records import BlockSpec
 
 WORTH = dict.fromkeys("abc", 1.0)
+MOST = 24
 
 
 def blocks(names: Iterable[str], macs: int = 100) -> dict[str, BlockSpec]:
@@ -20,7 +21,7 @@ def measured(
 ) -> dict[tuple[str, ...], float]:
     """What is measured of blocks whose costs are known, "ab" for a and b together."""
     found: dict[tuple[str, ...], float] = {}
-    for dropped in blocks_to_drop(blocks("abc"), worth, found, limit):
+    for dropped in blocks_to_drop(blocks("abc"), "abc", worth, found, limit):
         found[dropped] = costs["".join(dropped)]
     assert ["".join(dropped) for dropped in found] == list(costs)
     return found
@@ -31,7 +32,7 @@ def test_of_many_blocks_ever_more_are_dropped_at_once_and_all_in_the_end() -> No
     alone = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
     worth = dict.fromkeys(names, 9.0)
     found: dict[tuple[str, ...], float] = {}
-    for dropped in blocks_to_drop(blocks(names), worth, found, 1e9):
+    for dropped in blocks_to_drop(blocks(names), names, worth, found, 1e9):
         # Each adds three times what it costs alone.
         found[dropped] = alone[dropped[0]] if len(dropped) == 1 else 3 * sum(map(alone.__getitem__, dropped))
     assert [len(dropped) for dropped in found] == [1] * 11 + [2, 3, 4, 6, 9, 11]
@@ -83,7 +84,7 @@ def test_what_was_measured_is_not_measured_again() -> None:
     for count in range(len(whole) + 1):
         known = dict(list(whole.items())[:count])
         again = dict(known)
-        for dropped in blocks_to_drop(blocks("abc"), WORTH, again, 1.0):
+        for dropped in blocks_to_drop(blocks("abc"), "abc", WORTH, again, 1.0):
             assert dropped not in known
             again[dropped] = whole[dropped]
         assert again == whole
@@ -91,18 +92,19 @@ def test_what_was_measured_is_not_measured_again() -> None:
 
 def test_of_very_many_blocks_some_of_each_shape_are_dropped_alone() -> None:
     few = {**blocks(["a", "b"]), **blocks(["x"], macs=7)}
-    assert blocks_alone(few) == ("a", "b", "x")
+    assert blocks_alone(few, MOST) == ("a", "b", "x")
     # Attention and feed-forward take turns, as in a transformer; one block in front has a shape of its own.
     wide, narrow = blocks([f"wide{i}" for i in range(50)]), blocks([f"narrow{i}" for i in range(50)], macs=7)
     many = blocks(["front"], macs=5) | {
         name: kind[name] for i in range(50) for name, kind in ((f"wide{i}", wide), (f"narrow{i}", narrow))
     }
-    alone = blocks_alone(many)
+    alone = blocks_alone(many, MOST)
     assert 24 <= len(alone) <= 27
     assert alone == tuple(name for name in many if name in alone)
     assert {"front", "wide0", "wide49", "narrow0", "narrow49"} <= set(alone)
     # A hundred more take few more measurements: ever more are dropped at once.
-    assert most_drops(many | blocks([f"more{i}" for i in range(100)])) - most_drops(many) <= 4
+    more = many | blocks([f"more{i}" for i in range(100)])
+    assert most_drops(more, MOST) - most_drops(many, MOST) <= 4
 
 
 def test_a_block_that_was_not_dropped_alone_costs_as_much_as_its_costlier_neighbour() -> None:
@@ -110,9 +112,9 @@ def test_a_block_that_was_not_dropped_alone_costs_as_much_as_its_costlier_neighb
     many = blocks(names)
     found: dict[tuple[str, ...], float] = {}
     # Alone they cost more towards the end; no plan would drop any, so nothing is dropped together.
-    for dropped in blocks_to_drop(many, dict.fromkeys(names, 0.0), found, 1e9):
+    for dropped in blocks_to_drop(many, blocks_alone(many, MOST), dict.fromkeys(names, 0.0), found, 1e9):
         found[dropped] = 1.0 + names.index(dropped[0])
-    assert tuple(name for (name,) in found) == blocks_alone(many)
+    assert tuple(name for (name,) in found) == blocks_alone(many, MOST)
     costs = [one.damage for one in damages_in_turn(many, dict.fromkeys(names, 0.0), found)]
     for index, (name, cost) in enumerate(zip(names, costs, strict=True)):
         assert cost == found.get((name,), cost)
@@ -124,7 +126,7 @@ def test_blocks_that_were_not_dropped_alone_are_dropped_with_others() -> None:
     names = [f"block{i}" for i in range(60)]
     many, worth = blocks(names), dict.fromkeys(names, 9.0)
     found: dict[tuple[str, ...], float] = {}
-    for dropped in blocks_to_drop(many, worth, found, 1e9):
+    for dropped in blocks_to_drop(many, blocks_alone(many, MOST), worth, found, 1e9):
         found[dropped] = 0.5 * len(dropped)
     assert max(len(dropped) for dropped in found) == 60
     costs = [one.damage for one in damages_in_turn(many, worth, found)]

@@ -113,7 +113,7 @@ from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import parts_of
 from slimrank.latency._step import step_told
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
-from slimrank.linalg import Moments, _moments, _obs, _split_pair
+from slimrank.linalg import Moments, _moments, _obs, _output_basis, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.live._guard import Guard
 from slimrank.methods import MethodRow, _pair, _table
@@ -620,6 +620,15 @@ def errors_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     Patched: the size of the equations from which on they are.
     """
     monkeypatch.setattr(_split_pair, "_WIDE_EQUATIONS", 0)
+
+
+def leading_directions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs with a closed form are found by their leading directions, as those of few ranks of wide layers.
+
+    Patched: the outputs from which on, and their share of these.
+    """
+    monkeypatch.setattr(_output_basis, "_WIDE_OUTPUTS", 0)
+    monkeypatch.setattr(_output_basis, "_LEADING_SHARE", 1.0)
 
 
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:

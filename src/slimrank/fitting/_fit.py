@@ -3,7 +3,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -195,7 +194,7 @@ def _clipped_fit(
     newest = fit
     for step in CLIPPED_STEPS:
         cross_shift, mean_shift = _shift_behind(spec, statistics.rows[::step], newest, clipping)
-        dense = inverse.moved(target.dense, partial(_rows_of, cross_shift))
+        dense = inverse.moved(target.dense, cross_shift.__getitem__)
         moved_target = _with_dense(target, dense, statistics.moments)
         mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
         start = _start_of(newest, spec)
@@ -203,10 +202,6 @@ def _clipped_fit(
             spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS, start
         )
     return newest
-
-
-def _rows_of(matrix: Tensor, part: slice) -> Tensor:
-    return matrix[part].double()
 
 
 def _shift_behind(

@@ -10,7 +10,12 @@ from slimrank.linalg._least_squares import (
 )
 from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import MAX_EXACT_COLUMNS, Consumer, Removal, removal_errors, removal_order
-from slimrank.linalg._output_basis import output_basis, project_pair
+from slimrank.linalg._output_basis import (
+    has_leading_directions,
+    leading_directions,
+    output_basis,
+    project_pair,
+)
 from slimrank.linalg._psd import cholesky_psd, roots_of, square_roots, times_root, times_vector, weighted_by
 from slimrank.linalg._split_pair import (
     RidgedRows,
@@ -42,8 +47,10 @@ __all__ = [
     "fit_split",
     "fit_tucker",
     "gram",
+    "has_leading_directions",
     "has_usable_gain",
     "initial_first_factor",
+    "leading_directions",
     "least_squares_weight",
     "narrowed_weight",
     "nested_errors",

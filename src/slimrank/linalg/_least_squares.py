@@ -71,7 +71,7 @@ def least_squares_weight(
         joined: Tensor = torch.block_diag(*blocks)
         return joined
     inverse = RidgedInverse(moments, ridge=ridge)
-    return inverse.moved(weight, lambda part: cross[part].double() - moments.times(weight[part].double()))
+    return inverse.moved(weight, lambda part: cross[part].to(weight.dtype) - moments.times(weight[part]))
 
 
 class RidgedInverse:
@@ -106,7 +106,7 @@ class RidgedInverse:
 
         Args:
             weight: (O, D) float64 or float32, W.
-            residual: gives the (O', D) float64 of R for O' of the rows.
+            residual: gives the (O', D) of R for O' of the rows.
 
         Returns:
             (O, D), dtype of the weight.
@@ -116,17 +116,18 @@ class RidgedInverse:
         moved = torch.empty_like(weight)
         for start in range(0, len(weight), at_once):
             part = slice(start, start + at_once)
-            moved[part] = weight[part] + self.after(residual(part))
+            moved[part] = weight[part] + self.after(residual(part).to(weight.dtype))
         return moved
 
     def after(self, left: Tensor) -> Tensor:
         """``left @ (H + ridge I)^-1``.
 
         Args:
-            left: (O, D) float64; of a convolution in groups only the blocks on the diagonal count.
+            left: (O, D) float64, or float32 of very large layers; of a convolution in groups only the blocks
+                on the diagonal count.
 
         Returns:
-            (O, D) float64.
+            (O, D), its dtype.
         """
         if self._blocks:
             parts = [
@@ -138,9 +139,9 @@ class RidgedInverse:
             joined: Tensor = torch.block_diag(*parts)
             return joined
         if self._moments.rows is None:
-            return torch.cholesky_solve(left.T, self._factor).T
-        rows, n_rows = self._moments.rows.double(), self._moments.n_rows
-        solved = torch.cholesky_solve(rows @ left.T, self._factor)  # (S, O)
+            return torch.cholesky_solve(left.T, self._factor.to(left.dtype)).T
+        rows, n_rows = self._moments.rows.to(left.dtype), self._moments.n_rows
+        solved = torch.cholesky_solve(rows @ left.T, self._factor.to(left.dtype))  # (S, O)
         return (left - solved.T @ rows / n_rows) / self._ridge_value
 
 

@@ -15,7 +15,9 @@ from slimrank.linalg import (
     SplitMoments,
     diagonal_blocks,
     fit_split,
+    has_leading_directions,
     initial_first_factor,
+    leading_directions,
     nested_errors,
     output_basis,
     project_pair,
@@ -141,8 +143,8 @@ def fit_pair(
         rank: size between the factors.
         target: what to reproduce; it remembers its decompositions.
         alternations: refinement rounds at most, for forms without closed solution.
-        start: a pair of this form and rank for a similar target; forms without closed solution begin with its
-            first factor, which spares a decomposition. None begins anew.
+        start: a pair of this form and rank for a similar target, which spares a decomposition: forms without
+            closed solution begin with its first factor. None begins anew.
 
     Returns:
         The pair, balanced.
@@ -160,7 +162,7 @@ def fit_pair(
             second=torch.cat([pair.second for pair in pairs]),
         )
     if FORM_ROWS[form].is_closed:
-        basis = closed_form(target).basis
+        basis = _directions(target, rank, start)
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
         channels = spec.weight_shape[1]
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
@@ -230,6 +232,18 @@ def closed_form(target: Target) -> ClosedForm:
         basis, errors = output_basis(target.weighted, target.moments, ridge=target.ridge)
         target.closed_form = ClosedForm(basis=basis, errors=errors)
     return target.closed_form
+
+
+def _directions(target: Target, rank: int, start: Pair | None) -> Tensor:
+    """The first directions of the outputs, (O, R) with R of ``rank`` or more; alone where that is faster."""
+    if target.closed_form is not None or not has_leading_directions(*target.dense.shape, rank):
+        return closed_form(target).basis
+    if target.leading is None or target.leading.shape[1] < rank:
+        known = None if start is None else times_root(target.root, start.second.flatten(1).double())
+        target.leading = leading_directions(
+            target.dense, target.root, target.moments, ridge=target.ridge, rank=rank, start=known
+        )
+    return target.leading
 
 
 def shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:

@@ -51,6 +51,7 @@ class Target:
         ridge: share of the mean diagonal of H that is added to H for the fit.
         closed_form, shared_kernels, ridged: decompositions so far, of use to every rank; None or without an
             entry until the first fit needs them.
+        leading: the first directions of the outputs, as far as a fit of the closed form needed them alone.
         by_group: of a convolution in groups, the target of each group, which has the decompositions; None
             until the first fit needs them.
     """
@@ -63,6 +64,7 @@ class Target:
     closed_form: ClosedForm | None = field(default=None, init=False)
     shared_kernels: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
     ridged: SplitMoments | None = field(default=None, init=False)
+    leading: Tensor | None = field(default=None, init=False)
     by_group: "tuple[Target, ...] | None" = field(default=None, init=False)
 
     @property

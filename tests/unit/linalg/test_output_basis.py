@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, MomentSums, output_basis, project_pair, square_roots, weighted_by
+from slimrank.linalg import (
+    Moments,
+    MomentSums,
+    has_leading_directions,
+    leading_directions,
+    output_basis,
+    project_pair,
+    square_roots,
+    weighted_by,
+)
 
 _SHAPES = [(1, 1), (4, 7), (7, 4), (5, 5), (1, 6), (6, 1)]
 
@@ -151,3 +160,42 @@ def test_directions_of_a_wide_layer_are_right_to_float32(kind: str, rng: torch.G
     # 60 rows span 59 directions about their mean, and so many leading outputs carry nearly all.
     assert float(errors[59]) < 1e-3 * total
     torch.testing.assert_close(basis.T @ basis, torch.eye(1100, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_diagonal", [False, True])
+@pytest.mark.parametrize("kind", ["matrix", "rows", "identity"])
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60)], ids=str)
+def test_leading_directions_alone_lose_hardly_more_than_those_of_all(
+    shape: tuple[int, int], kind: str, is_diagonal: bool, rng: torch.Generator
+) -> None:
+    dense = torch.randn(shape, dtype=torch.float64, generator=rng)
+    gradients = torch.randn((200, shape[0]), dtype=torch.float64, generator=rng)
+    gram = gradients.T @ gradients / 200
+    root, _ = square_roots(gram.diagonal() if is_diagonal else gram, shrink=0.1)
+    moments, ridge, rank = _moments(shape[1], kind, rng), 0.1, 7
+    weighted = weighted_by(root, dense)
+    value = ridge * moments.mean_diagonal
+
+    def lost(directions: Tensor) -> float:
+        rest = weighted - directions @ (directions.T @ weighted)
+        return float(_error(rest, moments) + value * rest.square().sum() / 2)
+
+    least = lost(output_basis(weighted, moments, ridge=ridge)[0][:, :rank])
+    anew = leading_directions(dense, root, moments, ridge=ridge, rank=rank)
+    assert anew.shape == (shape[0], rank)
+    torch.testing.assert_close(anew.T @ anew, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert least * (1 - 1e-6) <= lost(anew) <= 1.005 * least
+    again = leading_directions(dense, root, moments, ridge=ridge, rank=rank)
+    assert torch.equal(again, anew)
+    # Those of a similar weight are a start, from which two rounds do.
+    moved = dense + 0.01 * torch.randn(shape, dtype=torch.float64, generator=rng)
+    start = leading_directions(moved, root, moments, ridge=ridge, rank=rank)
+    assert (
+        lost(leading_directions(dense, root, moments, ridge=ridge, rank=rank, start=start)) <= 1.005 * least
+    )
+
+
+def test_leading_directions_are_found_alone_where_few_of_many_are_wanted() -> None:
+    assert has_leading_directions(4096, 9216, 80)
+    assert not has_leading_directions(4096, 9216, 1000)
+    assert not has_leading_directions(512, 4608, 8)

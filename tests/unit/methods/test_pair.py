@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import seams
 from slimrank.capture import describe_layers
 from slimrank.cost import FORM_ROWS, forms_of, max_rank
 from slimrank.linalg import Moments, MomentSums, times_root
@@ -243,3 +244,22 @@ def test_a_fit_of_groups_begins_where_another_ended(rng: torch.Generator) -> Non
     again = fit_pair(spec, "v_h", 1, target, alternations=0, start=start)
     anew = fit_pair(spec, "v_h", 1, target, alternations=0)
     assert _error(target, effective_weight(spec, again)) < _error(target, effective_weight(spec, anew))
+
+
+@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if FORM_ROWS[pair[1]].is_closed])
+def test_wide_layers_are_fitted_by_their_leading_directions_alone(
+    name: str, form: Form, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, target = _problem(name, rng, ridge=1e-3)
+    exact = _error(target, effective_weight(spec, fit_pair(spec, form, 2, target, alternations=0)))
+    seams.leading_directions_alone(monkeypatch)
+    again = replace(target)
+    pair = fit_pair(spec, form, 2, again, alternations=0)
+    assert all(part.closed_form is None for part in again.by_group or (again,))
+    assert _error(target, effective_weight(spec, pair)) == pytest.approx(exact, rel=0.005)
+    # What is known of all ranks, as of a curve, is used again.
+    assert target.closed_form is not None or target.by_group
+    known = fit_pair(spec, form, 2, target, alternations=0)
+    assert _error(target, effective_weight(spec, known)) == pytest.approx(exact, rel=1e-9)
+    warm = fit_pair(spec, form, 2, replace(target), alternations=0, start=pair)
+    assert _error(target, effective_weight(spec, warm)) == pytest.approx(exact, rel=0.005)

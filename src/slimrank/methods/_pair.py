@@ -236,7 +236,8 @@ def closed_form(target: Target) -> ClosedForm:
 
 def _directions(target: Target, rank: int, start: Pair | None) -> Tensor:
     """The first directions of the outputs, (O, R) with R of ``rank`` or more; alone where that is faster."""
-    if target.closed_form is not None or not has_leading_directions(*target.dense.shape, rank):
+    n_out, n_in = target.dense.shape
+    if target.closed_form is not None or not has_leading_directions(n_out, n_in, rank):
         return closed_form(target).basis
     if target.leading is None or target.leading.shape[1] < rank:
         known = None if start is None else times_root(target.root, start.second.flatten(1).double())

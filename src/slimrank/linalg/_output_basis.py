@@ -118,6 +118,6 @@ def project_pair(
     Returns:
         ``first`` (rank, D), ``second`` (O, rank), dtype of W: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
     """
-    leading = basis[:, :rank]
-    left = leading.T @ root if root.ndim == 2 else leading.T * root
-    return left.to(dense.dtype) @ dense, times_root(inverse_root, leading).to(dense.dtype)
+    leading, metric = basis[:, :rank].to(dense.dtype), root.to(dense.dtype)
+    left = leading.T @ metric if metric.ndim == 2 else leading.T * metric
+    return left @ dense, times_root(inverse_root.to(dense.dtype), leading)

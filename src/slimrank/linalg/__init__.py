@@ -16,7 +16,15 @@ from slimrank.linalg._output_basis import (
     output_basis,
     project_pair,
 )
-from slimrank.linalg._psd import cholesky_psd, roots_of, square_roots, times_root, times_vector, weighted_by
+from slimrank.linalg._psd import (
+    cholesky_psd,
+    roots_of,
+    square_root,
+    square_roots,
+    times_root,
+    times_vector,
+    weighted_by,
+)
 from slimrank.linalg._split_pair import (
     RidgedRows,
     Split,
@@ -61,6 +69,7 @@ __all__ = [
     "removal_order",
     "ridge_of",
     "roots_of",
+    "square_root",
     "square_roots",
     "times_root",
     "times_vector",

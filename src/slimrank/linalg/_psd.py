@@ -17,8 +17,8 @@ _EXACT_COLUMNS = 1024
 _TRIANGLE = 128
 
 
-def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
-    """Root and inverse root of a shrunk matrix.
+def square_root(matrix: Tensor, *, shrink: float) -> Tensor:
+    """Root of a shrunk matrix.
 
     Any root measures the same: ``|S^(1/2) X|`` depends on S alone. The triangular one is the cheapest.
 
@@ -27,23 +27,35 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
         shrink: share of the mean eigenvalue that is added to every eigenvalue, above 0.
 
     Returns:
-        Two float64 tensors like ``matrix``: upper triangular ``R`` with ``R^T R = S``, and ``R^-1``, of
+        A float64 tensor like ``matrix``: upper triangular ``R`` with ``R^T R = S``, of
         ``S = matrix + shrink * mean * I``, scaled so that the mean diagonal of ``S`` equals that of
-        ``matrix`` (the shrinkage does not inflate the measure). Of a diagonal, and of zeros, the diagonals of
-        both. ``times_root`` multiplies by either.
+        ``matrix`` (the shrinkage does not inflate the measure). Of a diagonal, and of zeros, its diagonal.
+        ``times_root`` multiplies by it.
     """
     diagonal = matrix if matrix.ndim == 1 else matrix.diagonal()
     mean = diagonal.mean()
     # Below that, products of float32 numbers are rounding.
     if mean <= torch.finfo(torch.float32).tiny:
-        ones = torch.ones_like(diagonal)
-        return ones, ones.clone()
+        return torch.ones_like(diagonal)
     if matrix.ndim == 1:
-        roots = ((matrix.clamp_min(0) + shrink * mean) / (1 + shrink)).sqrt()
-        return roots, 1 / roots
+        return ((matrix.clamp_min(0) + shrink * mean) / (1 + shrink)).sqrt()
     shrunk = matrix / (1 + shrink)
     shrunk.diagonal().add_(shrink * mean / (1 + shrink))
-    return roots_of(shrunk)
+    return cholesky_psd(shrunk).mT
+
+
+def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
+    """Root and inverse root of a shrunk matrix.
+
+    Args:
+        matrix: as in ``square_root``.
+        shrink: as there.
+
+    Returns:
+        Two float64 tensors: ``R`` from ``square_root``, and ``R^-1`` like it.
+    """
+    root = square_root(matrix, shrink=shrink)
+    return root, 1 / root if root.ndim == 1 else triangle_inverse(root.mT).mT
 
 
 def roots_of(matrix: Tensor) -> tuple[Tensor, Tensor]:

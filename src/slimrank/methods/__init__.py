@@ -40,7 +40,7 @@ from slimrank.methods._modules import (
 from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
 from slimrank.methods._table import TABLE, Factors, LayerFunctions, MethodRow
-from slimrank.methods._target import Target, metric_roots, restricted_gram, weights_target
+from slimrank.methods._target import Target, metric_root, metric_roots, restricted_gram, weights_target
 
 __all__ = [
     "ANCHOR_RATIOS",
@@ -75,6 +75,7 @@ __all__ = [
     "is_replaced_in",
     "is_replacement",
     "layer_curves",
+    "metric_root",
     "metric_roots",
     "open_container",
     "possible_curves",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, Split, SplitMoments, square_roots, weighted_by
+from slimrank.linalg import Moments, Split, SplitMoments, square_root, square_roots, weighted_by
 from slimrank.records import Form
 
 # Share of the mean eigenvalue that is added to each eigenvalue of the second moment of output gradients. More
@@ -88,6 +88,13 @@ def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple
         ones = torch.ones(n_out, dtype=torch.float64, device=device)
         return ones, ones
     return square_roots(gram.double().to(device), shrink=_GRADIENT_SHRINK)
+
+
+def metric_root(gram: Tensor | None, n_out: int, device: torch.device) -> Tensor:
+    """The first of ``metric_roots`` alone, which takes less."""
+    if gram is None:
+        return torch.ones(n_out, dtype=torch.float64, device=device)
+    return square_root(gram.double().to(device), shrink=_GRADIENT_SHRINK)
 
 
 def restricted_gram(gram: Tensor, outputs: Tensor) -> Tensor:

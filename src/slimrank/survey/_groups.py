@@ -28,7 +28,7 @@ from slimrank.methods import (
     anchored_group_curve,
     group_curve,
     inner_removal,
-    metric_roots,
+    metric_root,
     relative_group_curve,
     removal_by_order,
     restricted_gram,
@@ -221,12 +221,12 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
                     Consumer(
                         weight=weight[rows][:, columns],
                         moments=layer_moments.block(columns),
-                        root=metric_roots(block_gram, len(rows), weight.device)[0],
+                        root=metric_root(block_gram, len(rows), weight.device),
                         unit_of=units,
                     )
                 )
             continue
-        root, _ = metric_roots(gram, spec.n_outputs, weight.device)
+        root = metric_root(gram, spec.n_outputs, weight.device)
         if spec.is_transposed:
             # A row of inputs takes part in some of the outputs that the gradients were summed over.
             root = root * tap_shares(layer, spec.calls).mean().sqrt()
@@ -266,7 +266,7 @@ def _own_readers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mo
             yield Consumer(
                 weight=weight.detach().double(),
                 moments=moments[states_of(name, 0)].block(columns),
-                root=metric_roots(block_gram, len(rows), weight.device)[0],
+                root=metric_root(block_gram, len(rows), weight.device),
                 unit_of=units,
             )
 

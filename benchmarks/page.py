@@ -487,7 +487,7 @@ def zoo() -> str:
     )
     each = _table(
         ("network", "slimrank", "layers that can change", "groups that can go", "floor of the MACs",
-         "seconds of the study", "Torch-Pruning"),
+         "seconds of the study", "of both applies", "Torch-Pruning"),
         [_network(row) for row in rows],
     )  # fmt: skip
     return f"{tried}\n\n{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
@@ -502,7 +502,7 @@ def _network(row: Row) -> list[str]:
         _part(row["layers_open"], row["layers"]),
         _part(row["groups_live"], row["groups"]),
         row["floor"],
-        row["study_s"],
+        *(row[f"{step}_cpu_s"] or row[f"{step}_s"] for step in ("study", "apply")),
         _cell(row["torch_pruning"] or NOT_RUN),
     ]
 

@@ -222,10 +222,11 @@ class Priced:
             layer = joint.layers[index]
             wide.append(Wide(groups=layer.groups, blocks=layer.blocks, layer=layer, index=index))
         self.wide = tuple(wide)
-        self._wide_of: dict[int, list[Wide]] = defaultdict(list)
-        for item in wide:
+        self._wide_of: dict[int, list[int]] = defaultdict(list)
+        for number, item in enumerate(wide):
             for group in item.groups:
-                self._wide_of[group].append(item)
+                self._wide_of[group].append(number)
+        self._known_wide: dict[tuple[int, int | None, tuple[int, ...]], Floats] = {}
         self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], Floats] = {}
 
     def energy(self, state: State) -> float:
@@ -235,13 +236,29 @@ class Priced:
         )
         entries = self.joint.tables.at(state.widths)[tables_there(self.joint, state.dropped)]
         total = sum(self._values[entries].tolist(), total)
-        for wide in self.wide:
+        for number, wide in enumerate(self.wide):
             if is_there(wide.blocks, state.dropped):
-                total += float(self._wide_value(wide, state.widths))
+                total += float(self._wide_along(number, state.widths))
         for index in state.dropped:
             block = self.joint.blocks[index]
             total += block.damage - float(self.price @ block.rest)
         return total
+
+    def _wide_along(self, number: int, widths: Sequence[int], group: int | None = None) -> Floats:
+        """The value of ``wide[number]``, or its values (W,) at each width of one of its groups.
+
+        Each is found once: sweeps come back to the same few groups while others change.
+        """
+        wide = self.wide[number]
+        key = (number, group, tuple([widths[other] for other in sorted(wide.groups) if other != group]))
+        known = self._known_wide.get(key)
+        if known is None:
+            along: list[int | Ints] = list(widths)
+            if group is not None:
+                along[group] = np.arange(len(self.joint.widths[group].damage))
+            known = self._wide_value(wide, along)
+            self._known_wide[key] = known
+        return known
 
     def _wide_value(self, wide: Wide, widths: WidthIndices) -> Floats:
         """Damage plus price times cost of what goes with many groups, at indices of widths that broadcast."""
@@ -270,10 +287,9 @@ class Priced:
                         other = widths[touching.other]
                         table = table[:, other] if touching.axis == 0 else table[other]
                     known += table
-            along: list[int | Ints] = [*widths[:group], np.arange(len(known)), *widths[group + 1 :]]
-            for item in self._wide_of[group]:
-                if is_there(item.blocks, dropped):
-                    known += self._wide_value(item, along)
+            for number in self._wide_of[group]:
+                if is_there(self.wide[number].blocks, dropped):
+                    known += self._wide_along(number, widths, group)
             self._known[key] = known
         return known
 

@@ -63,7 +63,7 @@ fix: $(READY)  ## format, and repair what the linter can
 test: $(READY)  ## all tests but the slow ones, doctests included; under ten minutes on two cores
 	$(PYTEST) -m 'not slow'
 
-test-slow: $(READY)  ## the slow ones: pages and examples run as they stand, exports, kills, whole workflows; ten minutes more
+test-slow: $(READY)  ## the slow ones: pages and examples run as they stand, exports, kills, whole workflows; twenty minutes
 	$(PYTEST) -m slow
 
 test-executorch: $(EXECUTORCH)/.ready  ## tests of the export to ExecuTorch, in an environment of its own, 2 GB; two minutes

@@ -96,11 +96,11 @@ def leading_directions(
         known = start[:, :count].to(vectors)
         vectors = torch.cat([known, vectors[:, : count - known.shape[1]]], dim=1)
     for _ in range(_ROUNDS if start is None else _ROUNDS_AFTER_START):
-        vectors = torch.linalg.qr(vectors).Q
-        images = carried(vectors)
-        vectors, last = images, vectors
-    within = principal_directions((last.T @ images).double())
-    return (last.double() @ within)[:, :rank]
+        basis = torch.linalg.qr(vectors).Q
+        vectors = carried(basis)
+    within = principal_directions((basis.T @ vectors).double())
+    leading: Tensor = (basis.double() @ within)[:, :rank]
+    return leading
 
 
 def project_pair(

@@ -55,7 +55,7 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
         Two float64 tensors: ``R`` from ``square_root``, and ``R^-1`` like it.
     """
     root = square_root(matrix, shrink=shrink)
-    return root, 1 / root if root.ndim == 1 else triangle_inverse(root.mT).mT
+    return root, _inverse_root(root)
 
 
 def roots_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +67,13 @@ def roots_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors (M, M): upper triangular ``R`` with ``R^T R = matrix``, and ``R^-1``.
     """
-    factor = cholesky_psd(matrix)
-    return factor.mT, triangle_inverse(factor).mT
+    root = cholesky_psd(matrix).mT
+    return root, _inverse_root(root)
+
+
+def _inverse_root(root: Tensor) -> Tensor:
+    """Inverse of an upper triangular root, or of the diagonal of a diagonal one."""
+    return 1 / root if root.ndim == 1 else triangle_inverse(root.mT).mT
 
 
 def triangle_inverse(factor: Tensor) -> Tensor:

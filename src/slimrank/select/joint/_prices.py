@@ -250,7 +250,7 @@ class Priced:
         Each is found once: sweeps come back to the same few groups while others change.
         """
         wide = self.wide[number]
-        key = (number, group, tuple([widths[other] for other in sorted(wide.groups) if other != group]))
+        key = (number, group, tuple([widths[other] for other in wide.groups if other != group]))
         known = self._known_wide.get(key)
         if known is None:
             along: list[int | Ints] = list(widths)

@@ -178,7 +178,8 @@ from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._fastest import fastest_choice
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Hulls, Priced
-from slimrank.select.joint._table import State, standing_cost, whole_cost
+from slimrank.select.joint._shapes import Shapes, shapes_of
+from slimrank.select.joint._table import Joint, State, normalised, standing_cost, whole_cost
 from slimrank.select.layers import _optimal
 from slimrank.surgery import _matrix
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session

@@ -163,6 +163,8 @@ def pair_rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
 
 def group_is_inside(channels: ChannelMap, group: str, blocks: Collection[str]) -> bool:
     """Whether every tensor that a group touches is inside one of these blocks."""
+    if not blocks:
+        return False
     touched = [
         name for name, tensor in channels.tensors.items() if any(axis.group == group for axis in tensor.axes)
     ]

@@ -228,12 +228,12 @@ def _changed_layer(layer: LayerTimes, change: Callable[[float], float]) -> Layer
     )
 
 
-def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
+def step_edge(size: ArrayLike, step: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
 
     Args:
         size: whole numbers, of any shape.
-        step: of the hardware.
+        step: of the hardware; an array broadcasts.
 
     Returns:
         int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.

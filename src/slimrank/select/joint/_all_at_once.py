@@ -11,14 +11,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimrank.select.joint._grids import shapes_of
-from slimrank.select.joint._table import Joint, State, is_gone, is_there, layers_there, tables_there
-from slimrank.select.layers._optimal import choose_optimal, quick_choice
+from slimrank.select.joint._table import Joint, State, is_there
+from slimrank.select.layers._optimal import choose_optimal, lower_bound, quick_choice
 from slimrank.select.layers._table import Floats, Ints, Table
 
 
 def move_all_at_once(
-    joint: Joint, table: Table, state: State, choice: Ints, *, spare: Floats, exact: bool
+    joint: Joint,
+    table: Table,
+    state: State,
+    choice: Ints,
+    *,
+    spare: Floats,
+    exact: bool,
+    hopeless: float = np.inf,
 ) -> tuple[State, float] | None:
     """The best widths, if costs add up as they do around a choice.
 
@@ -29,12 +35,13 @@ def move_all_at_once(
         choice: (L,) option of each of these layers; the budgets need not be kept.
         spare: (B,) room to leave unused.
         exact: whether to look for the very best.
+        hopeless: damage, blocks included, that the very best has to be below to be looked for.
 
     Returns:
         The same blocks, other widths, and the gap of the knapsack, 0 where it was not exact; None where no
         widths were found that keep every budget.
     """
-    free = [group for group, homes in enumerate(joint.homes) if not is_gone(homes, state.dropped)]
+    free = joint.standing.without(state.dropped).groups
     if not free:
         return None
     costs = _cost_by_width(joint, table, state, choice)
@@ -44,7 +51,9 @@ def move_all_at_once(
     }
     counted = sum((costs[group][state.widths[group]] for group in free), -spare)
     rows = _with_rows(joint, table, costs, orders, table.room + counted)
-    found = choose_optimal(rows) if exact else (quick_choice(rows), 0.0)
+    blocks = sum(joint.blocks[block].damage for block in state.dropped)
+    is_hopeful = exact and lower_bound(rows) + blocks < hopeless
+    found = choose_optimal(rows) if is_hopeful else (quick_choice(rows), 0.0)
     if found is None or found[0] is None:
         return None
     widths = list(state.widths)
@@ -83,13 +92,14 @@ def _with_rows(
 
 def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
     """Of each group, (W, B) the cost of all that goes with it, at each of its widths while all else stays."""
-    grids, there = joint.grids, layers_there(joint, state.dropped)
+    grids, left = joint.grids, joint.standing.without(state.dropped)
+    there = left.layers
     form, rank = (np.zeros(len(joint.layers), dtype=np.int64) for _ in range(2))
     picked = np.arange(len(there)), choice[: len(there)]
     form[there], rank[there] = grids.form_of[table.curve[picked]], table.rank[picked]
 
     entries, tables, places = joint.tables.around(state.widths)
-    counted = np.isin(tables, tables_there(joint, state.dropped))
+    counted = np.isin(tables, left.tables)
     costs, at = [joint.cost[entries[counted]]], [places[counted]]
     entries, tables, places = grids.grids.around(state.widths)
     layers = grids.narrow[tables]
@@ -108,11 +118,10 @@ def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> li
         if is_there(piece.blocks, state.dropped):
             for group in piece.groups:
                 found[group] += piece.cost(_along(joint, state, group))
-    for index in np.intersect1d(grids.wide, there).tolist():
-        for group in joint.layers[index].groups:
-            shapes = shapes_of(joint.layers[index], _along(joint, state, group))
-            own = np.full(shapes.rows.shape, index)
-            found[group] += grids.cost(own, shapes, form[own], rank[own])
+    for group, wide in grids.reading.items():
+        own = wide.index[:, None]
+        costs_along = grids.cost(own, wide.along(state.widths, group), form[own], rank[own])
+        found[group] += costs_along[np.isin(wide.index, there)].sum(axis=0)
     return found
 
 

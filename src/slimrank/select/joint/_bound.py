@@ -34,7 +34,7 @@ from slimrank.select.joint._pieces import (
     ProductPiece,
     TensorPiece,
 )
-from slimrank.select.joint._prices import Priced, Wide
+from slimrank.select.joint._prices import Priced
 from slimrank.select.joint._table import Joint, width_grid
 from slimrank.select.layers._table import Floats, Ints
 
@@ -63,17 +63,19 @@ class Bounds:
     by_block: tuple[float, ...]
 
 
-def bound_of(priced: Priced) -> float:
+def bound_of(priced: Priced, above: float = -np.inf) -> float:
     """What the damage of no choice within the budgets can undercut.
 
     Args:
         priced: everything at some prices.
+        above: a bound that is already known; once this one is not going to be higher, it is looked for no
+            further.
 
     Returns:
         The bound, at least 0.
     """
     terms = _terms_of(priced)
-    return max(0.0, terms.fixed + _Messages(terms.alone, terms.together).least())
+    return max(0.0, terms.fixed + _Messages(terms.alone, terms.together).least(above - terms.fixed))
 
 
 def bounds_of(priced: Priced) -> Bounds:
@@ -117,9 +119,9 @@ def least_beside_blocks(priced: Priced, wide: Sequence[float]) -> float:
     for (groups, blocks), table in priced.tables.items():
         if not blocks:
             terms.add(groups, (), table)
-    for item in priced.wide:
-        if item.piece is not None and not item.blocks:
-            _add_piece(terms, joint, price, item.piece)
+    for piece in joint.wide:
+        if not piece.blocks:
+            _add_piece(terms, joint, price, piece)
     layers = [joint.layers[index] for index in joint.grids.wide.tolist()]
     terms.fixed += sum(least for layer, least in zip(layers, wide, strict=True) if not layer.blocks)
     terms.fixed -= sum(float(price @ block.rest) for block in joint.blocks if not block.outer)
@@ -132,8 +134,10 @@ def _terms_of(priced: Priced) -> "_Terms":
     terms = _Terms(joint, price)
     for (groups, blocks), table in priced.tables.items():
         terms.add(groups, blocks, table)
-    for wide in priced.wide:
-        _add_wide(terms, joint, price, wide)
+    for piece in joint.wide:
+        _add_piece(terms, joint, price, piece)
+    for index in joint.grids.wide.tolist():
+        _add_wide_layer(terms, joint, price, joint.layers[index])
     room = float(price @ joint.room)
     terms.fixed -= room + _ROUNDING * (terms.size + abs(room))
     return terms
@@ -216,18 +220,15 @@ class _Terms:
         self.together[stands, group] = table
 
 
-def _add_wide(terms: _Terms, joint: Joint, price: Floats, wide: Wide) -> None:
-    """Add what goes with more than two groups, or less."""
-    if wide.piece is not None:
-        _add_piece(terms, joint, price, wide.piece)
-    if wide.layer is not None:
-        terms.add((), wide.blocks, np.asarray(price @ wide.layer.fixed))
-        for whole in wide.layer.dense:
-            for piece in whole.split():
-                _add_piece(terms, joint, price, piece)
-        rows = tuple(wide.layer.rows.groups)
-        by = rows if len(rows) == 1 else ()
-        terms.add(by, wide.blocks, -_most_saved(wide.layer, joint, price, by))
+def _add_wide_layer(terms: _Terms, joint: Joint, price: Floats, layer: JointLayer) -> None:
+    """Add a layer that goes with more than two groups, or less."""
+    terms.add((), layer.blocks, np.asarray(price @ layer.fixed))
+    for whole in layer.dense:
+        for piece in whole.split():
+            _add_piece(terms, joint, price, piece)
+    rows = tuple(layer.rows.groups)
+    by = rows if len(rows) == 1 else ()
+    terms.add(by, layer.blocks, -_most_saved(layer, joint, price, by))
 
 
 def _add_piece(terms: _Terms, joint: Joint, price: Floats, piece: Piece) -> None:
@@ -298,17 +299,19 @@ class _Messages:
             self._ahead[pair[0]].append(pair)
             self._behind[pair[1]].append(pair)
 
-    def least(self) -> float:
-        """A bound on the least sum."""
+    def least(self, above: float = -np.inf) -> float:
+        """A bound on the least sum; one that is not going to be above this need not be the highest."""
         touched = sorted({group for pair in self._together for group in pair})
         best = self._value()
-        for _ in range(_MAX_PASSES):
+        for done in range(1, _MAX_PASSES + 1):
             for ahead in (True, False):
                 for group in touched if ahead else reversed(touched):
                     self._pull(group)
                     self._push(group, ahead)
             now = self._value()
-            if now - best <= _MIN_RISE * abs(now):
+            rise = now - best
+            # Rises shrink from pass to pass.
+            if rise <= _MIN_RISE * abs(now) or now + rise * (_MAX_PASSES - done) < above:
                 return max(now, best)
             best = now
         return best
@@ -335,12 +338,12 @@ class _Messages:
         alone = self._alone[group]
         for pair in self._ahead[group]:
             shared = self._together[pair]
-            least = shared.min(axis=1)
+            least = np.minimum.reduce(shared, axis=1)
             alone = alone + least
             shared -= least[:, None]
         for pair in self._behind[group]:
             shared = self._together[pair]
-            least = shared.min(axis=0)
+            least = np.minimum.reduce(shared, axis=0)
             alone = alone + least
             shared -= least
         self._alone[group] = alone

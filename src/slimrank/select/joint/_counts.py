@@ -12,7 +12,7 @@ from slimrank.select.layers._table import Floats, Ints
 
 # Of each group, the index of its width: a whole number, or an array of several; the arrays broadcast
 # together.
-WidthIndices = Sequence[int | Ints]
+WidthIndices = Sequence[int | Ints] | Ints
 
 # Counts are kept for every combination of widths of at most so many groups: memory is the product of their
 # numbers of widths, and looking up is fast. Where more groups touch a dimension, its indices are counted at

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from slimrank.select.joint._bound import Bounds
-from slimrank.select.joint._table import Joint, State, is_gone, normalised, standing_cost
+from slimrank.select.joint._table import Joint, State, normalised, standing_cost
 from slimrank.select.layers._table import Ints
 
 # The most choices to try: more would prove the best choice of larger networks, in time and memory for a few
@@ -47,8 +47,8 @@ def enumerate_choices(joint: Joint, bounds: Bounds, known: State, damage: float)
     drops = [gone for count in range(len(blocks) + 1) for gone in combinations(blocks, count)]
     options = {
         dropped: [
-            whole[group] if is_gone(homes, dropped) else left[group]
-            for group, homes in enumerate(joint.homes)
+            whole[group] if group in joint.standing.without(dropped).gone else left[group]
+            for group in range(len(joint.widths))
         ]
         for dropped in dict.fromkeys(normalised(joint, joint.whole, gone).dropped for gone in drops)
     }

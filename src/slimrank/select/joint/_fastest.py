@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimrank.select.joint._bound import least_beside_blocks
-from slimrank.select.joint._grids import Shapes, shapes_of
 from slimrank.select.joint._prices import Hulls, Picks, Priced
 from slimrank.select.joint._ranks import taps_of
+from slimrank.select.joint._shapes import Shapes, shapes_of
 from slimrank.select.joint._table import Joint, State, normalised
 from slimrank.select.layers._table import UNTOUCHED, Flags, Floats, Ints
 

@@ -9,6 +9,7 @@ two.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import ceil, log2, prod
 
 import numpy as np
@@ -54,7 +55,8 @@ from slimrank.records import (
 )
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._counts import Dim, Dims, Widths, tied, widths_of
-from slimrank.select.joint._grids import Grids, LayerGrids
+from slimrank.select.joint._grids import Grids
+from slimrank.select.joint._layer_grids import LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
     Block,
@@ -65,7 +67,7 @@ from slimrank.select.joint._pieces import (
     Ranks,
     TensorPiece,
 )
-from slimrank.select.joint._table import Joint, Key, Touching
+from slimrank.select.joint._table import Joint, Key, Standing, Touching
 from slimrank.select.layers._table import Floats, Ints, safe_damage
 
 # Options of one curve with two ranks that a search looks at. More fill a budget better, and each is one more
@@ -241,13 +243,15 @@ def _joint(
     for key, cell in cells.items():
         cost[starts[key] : starts[key] + cell[..., 0].size] = cell.reshape(-1, len(limits))
     touching = _touching(keys, len(widths))
-    many = [piece.groups for piece in wide] + [layers[index].groups for index in grids.wide]
+    # What more than two groups go with.
+    many = [*wide, *(layers[index] for index in grids.wide)]
+    homes, blocks = maker.homes(), maker.blocks(full)
     return Joint(
         metrics=maker.costing.metrics,
         widths=tuple(widths),
         whole=tuple(whole),
-        homes=maker.homes(),
-        blocks=maker.blocks(full),
+        homes=homes,
+        blocks=blocks,
         layers=tuple(layers),
         grids=grids,
         keys=keys,
@@ -255,7 +259,11 @@ def _joint(
         cost=cost,
         entries=np.array([starts[key] for key in layer_keys], dtype=np.int64)[grids.table] + grids.own,
         touching=touching,
-        linked=_linked(touching, many),
+        linked=_linked(touching, [each.groups for each in many]),
+        near=_near(touching, many),
+        standing=Standing(
+            homes, [layer.blocks for layer in layers], [inside for _, inside in keys], len(blocks)
+        ),
         wide=wide,
         curves=tuple(curves),
         room=np.array([limits[metric] for metric in limits], dtype=np.float64)
@@ -300,6 +308,17 @@ def _linked(
         for group in groups:
             found[group] |= groups - {group}
     return tuple(tuple(sorted(others)) for others in found)
+
+
+def _near(
+    touching: Sequence[Sequence[Touching]], wide: Sequence[Piece | JointLayer]
+) -> tuple[frozenset[int], ...]:
+    """Of each group, the blocks that hold any of its tables, or anything wide that goes with it."""
+    found = [{block for table in tables for block in table.blocks} for tables in touching]
+    for each in wide:
+        for group in each.groups:
+            found[group] |= set(each.blocks)
+    return tuple(frozenset(blocks) for blocks in found)
 
 
 def _parts(curve: Curve) -> list[Curve]:
@@ -399,6 +418,7 @@ class _TableMaker:
             and not self._is_held(damage.block)
         ]
         self._let_fixed_groups_stand()
+        self._place_of = {offered.block: index for index, offered in enumerate(self._offered)}
         for offered in self._offered:
             if not np.isfinite(offered.damage):
                 raise NonFiniteError(
@@ -628,14 +648,13 @@ class _TableMaker:
 
     def homes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Of each group, the blocks that hold each of its tensors."""
-        return tuple(tuple(self._homes_of(group.name)) for group in self._widths)
-
-    def _homes_of(self, group: str) -> dict[tuple[int, ...], None]:
-        return {
-            self._inside(tensor.name): None
-            for tensor in self._channels.tensors.values()
-            if any(axis.group == group for axis in tensor.axes) and not self._is_gone(tensor.name)
-        }
+        found: dict[str, dict[tuple[int, ...], None]] = {group.name: {} for group in self._widths}
+        for tensor in self._channels.tensors.values():
+            touched = {axis.group for axis in tensor.axes} & found.keys()
+            if touched and not self._is_gone(tensor.name):
+                for group in touched:
+                    found[group][self._inside(tensor.name)] = None
+        return tuple(tuple(homes) for homes in found.values())
 
     def _consumers(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Layer -> the offered groups that it reads, each with the index of its whole width."""
@@ -767,6 +786,5 @@ class _TableMaker:
         return pieces
 
     def _inside(self, name: str) -> tuple[int, ...]:
-        return tuple(
-            index for index, offered in enumerate(self._offered) if is_inside(name, (offered.block,))
-        )
+        around = accumulate(name.split("."), "{}.{}".format)
+        return tuple(sorted(self._place_of[block] for block in around if block in self._place_of))

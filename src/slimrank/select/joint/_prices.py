@@ -13,10 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
-from slimrank.select.joint._counts import WidthIndices
-from slimrank.select.joint._grids import Shapes, shapes_of
-from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, Ranks
-from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised, tables_there
+from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, Ranks
+from slimrank.select.joint._shapes import Shapes
+from slimrank.select.joint._table import (
+    Joint,
+    Key,
+    State,
+    is_there,
+    normalised,
+)
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints
 
 # Sweeps over all groups and blocks, at most. Each takes one look at every table; more would only matter where
@@ -180,14 +185,16 @@ class Picker(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Wide:
-    """What goes with more groups than a table holds: a piece, or a layer, with its index."""
+class _Along:
+    """The part of the energy that goes with one group.
 
-    groups: frozenset[int]
-    blocks: tuple[int, ...]
-    piece: Piece | None = None
-    layer: JointLayer | None = None
-    index: int = 0
+    Attributes:
+        energy: (W,) at each of its widths.
+        best: index of the least.
+    """
+
+    energy: Floats
+    best: int
 
 
 class Priced:
@@ -217,81 +224,107 @@ class Priced:
         )
         self._tables = joint.tables.tables(self._values)
         self.tables: Mapping[Key, Floats] = dict(zip(joint.keys, self._tables, strict=True))
-        wide = [Wide(groups=piece.groups, blocks=piece.blocks, piece=piece) for piece in joint.wide]
-        for index in joint.grids.wide.tolist():
-            layer = joint.layers[index]
-            wide.append(Wide(groups=layer.groups, blocks=layer.blocks, layer=layer, index=index))
-        self.wide = tuple(wide)
-        self._wide_of: dict[int, list[int]] = defaultdict(list)
-        for number, item in enumerate(wide):
-            for group in item.groups:
-                self._wide_of[group].append(number)
-        self._known_wide: dict[tuple[int, int | None, tuple[int, ...]], Floats] = {}
-        self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], Floats] = {}
+        sizes = np.array([len(group.damage) for group in joint.widths], dtype=np.int64)
+        # Of each group, its damages and where they begin.
+        self._damage: Floats = np.concatenate([np.zeros(0), *(group.damage for group in joint.widths)])
+        self._first: Ints = sizes.cumsum() - sizes
+        # Of each block, what dropping it adds.
+        self._without = [block.damage - float(price @ block.rest) for block in joint.blocks]
+        self._pieces_of: dict[int, list[int]] = defaultdict(list)
+        for number, piece in enumerate(joint.wide):
+            for group in piece.groups:
+                self._pieces_of[group].append(number)
+        self._known_pieces: dict[tuple[int, int | None, tuple[int, ...]], Floats] = {}
+        self._known_layers: dict[tuple[int | None, tuple[int, ...]], Floats] = {}
+        self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], _Along] = {}
 
     def energy(self, state: State) -> float:
         """Damage plus price times cost of a choice, layers at their best."""
-        total = sum(
-            float(group.damage[width]) for group, width in zip(self.joint.widths, state.widths, strict=True)
-        )
-        entries = self.joint.tables.at(state.widths)[tables_there(self.joint, state.dropped)]
-        total = sum(self._values[entries].tolist(), total)
-        for number, wide in enumerate(self.wide):
-            if is_there(wide.blocks, state.dropped):
-                total += float(self._wide_along(number, state.widths))
-        for index in state.dropped:
-            block = self.joint.blocks[index]
-            total += block.damage - float(self.price @ block.rest)
+        return float(self.energies([state])[0])
+
+    def energies(self, states: Sequence[State]) -> Floats:
+        """(n,) the same of n choices."""
+        joint = self.joint
+        widths = np.array([state.widths for state in states], dtype=np.int64).T
+        total: Floats = self._damage[self._first[:, None] + widths].sum(axis=0)
+        values = self._values[joint.tables.at(widths)]
+        for place, state in enumerate(states):
+            widths_now, dropped = state.widths, state.dropped
+            total[place] += values[joint.standing.without(dropped).tables, place].sum()
+            for number, piece in enumerate(joint.wide):
+                if is_there(piece.blocks, dropped):
+                    total[place] += self._piece_along(number, widths_now)
+            if joint.grids.wide_layers is not None:
+                total[place] += self._wide_layers_along(widths_now, dropped)
+            total[place] += sum(self._without[index] for index in sorted(dropped))
         return total
 
-    def _wide_along(self, number: int, widths: Sequence[int], group: int | None = None) -> Floats:
-        """The value of ``wide[number]``, or its values (W,) at each width of one of its groups.
+    def _piece_along(self, number: int, widths: Sequence[int], group: int | None = None) -> Floats:
+        """The price of ``joint.wide[number]``, or its prices (W,) at each width of one of its groups.
 
         Each is found once: sweeps come back to the same few groups while others change.
         """
-        wide = self.wide[number]
-        key = (number, group, tuple([widths[other] for other in wide.groups if other != group]))
-        known = self._known_wide.get(key)
+        piece = self.joint.wide[number]
+        key = (number, group, tuple([widths[other] for other in piece.groups if other != group]))
+        known = self._known_pieces.get(key)
         if known is None:
             along: list[int | Ints] = list(widths)
             if group is not None:
                 along[group] = np.arange(len(self.joint.widths[group].damage))
-            known = self._wide_value(wide, along)
-            self._known_wide[key] = known
+            known = self._known_pieces[key] = piece.cost(along) @ self.price
         return known
 
-    def _wide_value(self, wide: Wide, widths: WidthIndices) -> Floats:
-        """Damage plus price times cost of what goes with many groups, at indices of widths that broadcast."""
-        if wide.layer is not None:
-            shapes = shapes_of(wide.layer, widths)
-            return self._hulls.picks(np.full(shapes.rows.shape, wide.index), shapes, self.price).value
-        if wide.piece is not None:
-            priced: Floats = wide.piece.cost(widths) @ self.price
-            return priced
-        return np.zeros(())
+    def _wide_layers_along(
+        self, widths: Sequence[int], dropped: frozenset[int], group: int | None = None
+    ) -> Floats:
+        """The value of all wide layers that are there, or their values (W,) at each width of one group."""
+        grids = self.joint.grids
+        wide = grids.wide_layers if group is None else grids.reading[group]
+        if wide is None:
+            return np.zeros(())
+        key = (group, tuple([widths[other] for other in wide.groups if other != group]))
+        known = self._known_layers.get(key)
+        if known is None:
+            shapes = wide.at(np.array(widths)) if group is None else wide.along(widths, group)
+            index = wide.index if group is None else wide.index[:, None]
+            known = self._known_layers[key] = self._hulls.picks(index, shapes, self.price).value
+        if dropped:
+            known = known[np.isin(wide.index, self.joint.standing.without(dropped).layers)]
+        total: Floats = known.sum(axis=0)
+        return total
 
     def energy_by_width(self, state: State, group: int) -> Floats:
         """(W,) the part of the energy that goes with one group, at each of its widths; not to be changed."""
-        return self._energy_by_width(state.widths, state.dropped, group)
+        return self._along(state.widths, state.dropped, group).energy
 
-    def _energy_by_width(self, widths: Sequence[int], dropped: frozenset[int], group: int) -> Floats:
-        # Sweeps come back to the same choice of the groups around one many times.
-        key = (group, tuple([widths[other] for other in self.joint.linked[group]]), dropped)
+    def _along(self, widths: Sequence[int], dropped: frozenset[int], group: int) -> "_Along":
+        # Sweeps come back to the same choice of what is around one many times.
+        key = (
+            group,
+            tuple([widths[other] for other in self.joint.linked[group]]),
+            dropped & self.joint.near[group],
+        )
         known = self._known.get(key)
         if known is None:
-            known = self.joint.widths[group].damage.copy()
-            for touching in self.joint.touching[group]:
-                if is_there(touching.blocks, dropped):
-                    table = self._tables[touching.table]
-                    if touching.other is not None:
-                        other = widths[touching.other]
-                        table = table[:, other] if touching.axis == 0 else table[other]
-                    known += table
-            for number in self._wide_of[group]:
-                if is_there(self.wide[number].blocks, dropped):
-                    known += self._wide_along(number, widths, group)
-            self._known[key] = known
+            energy = self._energy_along(widths, dropped, group)
+            known = self._known[key] = _Along(energy=energy, best=int(energy.argmin()))
         return known
+
+    def _energy_along(self, widths: Sequence[int], dropped: frozenset[int], group: int) -> Floats:
+        found = self.joint.widths[group].damage.copy()
+        for touching in self.joint.touching[group]:
+            if is_there(touching.blocks, dropped):
+                table = self._tables[touching.table]
+                if touching.other is not None:
+                    other = widths[touching.other]
+                    table = table[:, other] if touching.axis == 0 else table[other]
+                found += table
+        for number in self._pieces_of[group]:
+            if is_there(self.joint.wide[number].blocks, dropped):
+                found += self._piece_along(number, widths, group)
+        if group in self.joint.grids.reading:
+            found += self._wide_layers_along(widths, dropped, group)
+        return found
 
     def energy_by_pair(self, state: State, first: int, second: int) -> Floats:
         """(W, V) the part of the energy that goes with two groups, tables only for what both term."""
@@ -329,19 +362,17 @@ class Priced:
             state = moved
         return state
 
-    def free_groups(self, state: State) -> list[int]:
-        """Groups that are not inside a dropped block."""
-        return [group for group, homes in enumerate(self.joint.homes) if not is_gone(homes, state.dropped)]
-
     def _move_each_group(self, state: State, held: Collection[int] = ()) -> State:
         widths = list(state.widths)
-        for group in self.free_groups(state):
+        for group in self.joint.standing.without(state.dropped).groups:
             if group in held:
                 continue
-            values = self._energy_by_width(widths, state.dropped, group)
-            best, now = int(values.argmin()), values[widths[group]]
-            if values[best] < now - _ROUNDING * abs(now):
-                widths[group] = best
+            along = self._along(widths, state.dropped, group)
+            if along.best == widths[group]:
+                continue
+            now = along.energy[widths[group]]
+            if along.energy[along.best] < now - _ROUNDING * abs(now):
+                widths[group] = along.best
         return State(widths=tuple(widths), dropped=state.dropped)
 
     def _toggle_blocks(self, state: State, held: Collection[int]) -> State:
@@ -363,7 +394,8 @@ class Priced:
         return self._move_each_group(moved, held)
 
     def _move_pairs(self, state: State, held: Collection[int]) -> State:
-        free = set(self.free_groups(state)) - set(held)
+        free = set(self.joint.standing.without(state.dropped).groups) - set(held)
+        has_wide = bool(self.joint.wide) or self.joint.grids.wide_layers is not None
         for first, second in self.linked_groups():
             if first not in free or second not in free:
                 continue
@@ -374,6 +406,6 @@ class Priced:
                 widths = list(state.widths)
                 widths[first], widths[second] = int(mine), int(theirs)
                 moved = State(widths=tuple(widths), dropped=state.dropped)
-                if not self.wide or self.energy(moved) < self.energy(state):
+                if not has_wide or self.energy(moved) < self.energy(state):
                     state = moved
         return state

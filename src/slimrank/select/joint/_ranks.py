@@ -13,7 +13,7 @@ import numpy as np
 from slimrank.cost import factor_taps
 from slimrank.select.joint._pieces import JointLayer, Ranks
 from slimrank.select.joint._prices import Hull, Hulls
-from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
+from slimrank.select.joint._table import Joint, State, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import UNTOUCHED, Ints, Table, added, saves, total_damage
 
@@ -103,7 +103,7 @@ class RankTables:
             of it.
         """
         joint = self._joint
-        there = layers_there(joint, state.dropped)
+        there = joint.standing.without(state.dropped).layers
         shapes = joint.grids.at(state.widths, there)
         rows, columns, whole = shapes.rows, shapes.columns, shapes.dense.T
         row_sizes, column_sizes = (np.moveaxis(size, -1, 0)[..., None] for size in joint.grids.sizes(shapes))

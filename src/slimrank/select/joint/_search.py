@@ -28,7 +28,7 @@ from slimrank.select.joint._enumerate import enumerate_choices
 from slimrank.select.joint._fastest import fastest_choice, small_choices
 from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
-from slimrank.select.joint._table import Joint, State, layers_there, normalised, standing_cost
+from slimrank.select.joint._table import Joint, State, normalised, standing_cost
 from slimrank.select.layers._table import Floats, added, used
 
 # Prices (1): each try settles all widths anew. Fewer tries save time, and leave prices further from those
@@ -59,7 +59,8 @@ _MAX_TURNS = 6
 # resolve.
 _GOOD_GAP = 1e-3
 # Blocks and distant widths (4, 5) only run where more than 1 % may be left to gain, since they cost up to 24
-# runs of phase 3. It is also the height of the wall between a group's width and a distant one.
+# runs of phase 3. It is also the height of the wall between a group's width and a distant one; and knapsacks
+# (3) whose bound is 1 % above the best choice are not solved exactly.
 _LARGE_GAP = 0.01
 # Distant widths (5): those with the lowest bounds that are tried. Blocks (4): twice as many sets of blocks.
 _MAX_JUMPS = 8
@@ -167,10 +168,11 @@ class _Search:
         if best is None:
             return []
         room = float(priced.price @ self._joint.room)
+        lows = priced.energies(list(self._answers)) - room
         hopeful = [
             (np.inf if answer is None else answer.damage, low, state)
-            for state, answer in self._answers.items()
-            if (low := priced.energy(state) - room) < best.damage
+            for (state, answer), low in zip(self._answers.items(), lows.tolist(), strict=True)
+            if low < best.damage
         ]
         count = max(_FINAL_WORK // (self._all_ranks.size + _EVALUATION_OVERHEAD), _MIN_FINALISTS)
         # The quick choice of ranks may miss much where few layers have any: what prices allow counts as well.
@@ -219,7 +221,7 @@ class _Search:
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
             cost = standing_cost(self._joint, state.widths, state.dropped)
             damage = standing_damage(self._joint, state)
-            layers = layers_there(self._joint, state.dropped)
+            layers = self._joint.standing.without(state.dropped).layers
             shapes = self._joint.grids.at(state.widths, layers)
             picks = self._hulls.picks(layers, shapes, price)
             cost = cost + self._joint.grids.cost(layers, shapes, picks.form, picks.rank).sum(axis=0)
@@ -296,7 +298,16 @@ class _Search:
             if state in self._moved_from and not spare.any():
                 return
             self._moved_from.add(state)
-            found = move_all_at_once(self._joint, table, state, choice, spare=spare, exact=self._is_exact)
+            best = self._best()
+            found = move_all_at_once(
+                self._joint,
+                table,
+                state,
+                choice,
+                spare=spare,
+                exact=self._is_exact,
+                hopeless=np.inf if best is None else (1 + _LARGE_GAP) * best.damage,
+            )
             if found is None:
                 return
             state, gap = found
@@ -376,7 +387,7 @@ class _Search:
         # No ranks at these widths undercut the energy less the price of the room.
         gain = below - energy + float(priced.price @ joint.room)
         steps = []
-        for group in priced.free_groups(state):
+        for group in self._joint.standing.without(state.dropped).groups:
             values = priced.energy_by_width(state, group)
             steps.append((group, values - values[state.widths[group]]))
         found = [
@@ -385,18 +396,21 @@ class _Search:
             for width in np.flatnonzero(values < gain)
             if width != state.widths[group]
         ]
-        found += [(priced.energy(moved) - energy, moved) for moved in self._block_moves(priced, state)]
+        moves = self._block_moves(priced, state)
+        if moves:
+            found += zip((priced.energies(moves) - energy).tolist(), moves, strict=True)
         found.sort(key=lambda entry: entry[0])
         return list(dict.fromkeys(moved for value, moved in found if value < gain))
 
     def _block_moves(self, priced: Priced, state: State) -> list[State]:
         """One block dropped, put back, or dropped instead of another."""
         found = []
-        for start in (state, *(priced.toggled(state, block) for block in sorted(state.dropped))):
+        put_back = [priced.toggled(state, block) for block in sorted(state.dropped)]
+        for start in (state, *put_back):
             for index, block in enumerate(self._joint.blocks):
-                if not block.outer & start.dropped:
+                if index not in state.dropped and not block.outer & start.dropped:
                     found.append(priced.toggled(start, index))
-        return found
+        return [*put_back, *found]
 
     def _with_exact_ranks(self, state: State) -> Answer | None:
         """The choice with the ranks that suit it best."""
@@ -421,7 +435,7 @@ class _Search:
                 tries += 1
                 moved = price.copy()
                 moved[metric] *= factor
-                value = bound_of(self._priced(moved))
+                value = bound_of(self._priced(moved), above=best)
                 if value > best:
                     best, price = value, moved
                 elif factor > 1:

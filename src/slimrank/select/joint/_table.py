@@ -7,14 +7,16 @@ of widths and blocks. Ranks are chosen last, at given widths (``_ranks.py``).
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from slimrank.records import LATENCY, METRICS, Curve, Limited
 from slimrank.select.joint._counts import WidthIndices, Widths
-from slimrank.select.joint._grids import Grids, LayerGrids
+from slimrank.select.joint._grids import Grids
+from slimrank.select.joint._layer_grids import LayerGrids
 from slimrank.select.joint._pieces import Block, FitPiece, JointLayer, Piece
-from slimrank.select.layers._table import Floats, Ints
+from slimrank.select.layers._table import Flags, Floats, Ints
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -54,6 +56,8 @@ class Joint:
         entries: of each entry of ``grids``, the entry of ``tables`` with the same key and widths.
         touching: of each group, the tables that go with it.
         linked: of each group, the others that it shares a table or anything wide with.
+        near: of each group, the blocks that hold anything that goes with it.
+        standing: tells what is still there without some blocks.
         wide: the pieces that go with more groups.
         curves: that ``Ranks.curve`` points into.
         room: (B,) float64, what the budgets leave for layers, cells and wide pieces.
@@ -74,6 +78,8 @@ class Joint:
     entries: Ints
     touching: tuple[tuple[Touching, ...], ...]
     linked: tuple[tuple[int, ...], ...]
+    near: tuple[frozenset[int], ...]
+    standing: "Standing"
     wide: tuple[Piece, ...]
     curves: tuple[Curve, ...]
     room: Floats
@@ -91,6 +97,77 @@ class Joint:
         return [index for index, metric in enumerate(self.metrics) if metric in METRICS]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Left:
+    """What is still there without some blocks, by indices.
+
+    Attributes:
+        layers: (n,) int64.
+        tables: (n,) int64.
+        groups: those with a tensor outside the blocks.
+        gone: the others.
+    """
+
+    layers: Ints
+    tables: Ints
+    groups: tuple[int, ...]
+    gone: tuple[int, ...]
+
+
+def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
+    """Whether what is in these blocks is still there."""
+    return not dropped or not any(block in dropped for block in blocks)
+
+
+class Standing:
+    """Tells what is still there without some blocks; of each set of blocks it is found once."""
+
+    def __init__(
+        self,
+        homes: Sequence[Sequence[Sequence[int]]],
+        layers: Sequence[Sequence[int]],
+        tables: Sequence[Sequence[int]],
+        blocks: int,
+    ) -> None:
+        """Keep what is where.
+
+        Args:
+            homes: of each group, the blocks that hold each of its tensors.
+            layers: of each layer, the blocks that it is in.
+            tables: of each table, the blocks that it is in.
+            blocks: their number.
+        """
+        self._layers, self._tables = _inside(layers, blocks), _inside(tables, blocks)
+        self._homes = _inside(list(chain(*homes)), blocks)
+        self._group: Ints = np.repeat(np.arange(len(homes)), [len(own) for own in homes])
+        # A group without tensors is in no block.
+        self._has_home = np.array([bool(own) for own in homes], dtype=np.bool_)
+        self._known: dict[frozenset[int], Left] = {}
+
+    def without(self, dropped: frozenset[int]) -> Left:
+        """What is there without these blocks."""
+        known = self._known.get(dropped)
+        if known is None:
+            gone = list(dropped)
+            is_gone = self._has_home.copy()
+            is_gone[self._group[~self._homes[:, gone].any(axis=1)]] = False
+            known = self._known[dropped] = Left(
+                layers=np.flatnonzero(~self._layers[:, gone].any(axis=1)),
+                tables=np.flatnonzero(~self._tables[:, gone].any(axis=1)),
+                groups=tuple(np.flatnonzero(~is_gone).tolist()),
+                gone=tuple(np.flatnonzero(is_gone).tolist()),
+            )
+        return known
+
+
+def _inside(blocks: Sequence[Sequence[int]], many: int) -> Flags:
+    """(n, many) bool, which blocks each of n is in."""
+    found = np.zeros((len(blocks), many), dtype=np.bool_)
+    for place, own in enumerate(blocks):
+        found[place, list(own)] = True
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """Widths and blocks, chosen.
@@ -104,24 +181,14 @@ class State:
     dropped: frozenset[int] = frozenset()
 
 
-def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
-    """Whether what is in these blocks is still there."""
-    return not dropped or not any(block in dropped for block in blocks)
-
-
 def normalised(joint: Joint, widths: Sequence[int], dropped: Collection[int]) -> State:
     """The same choice, with blocks inside dropped ones not dropped and groups inside them whole."""
-    outermost = frozenset(block for block in dropped if not joint.blocks[block].outer & frozenset(dropped))
-    chosen = [
-        whole if is_gone(homes, outermost) else width
-        for width, whole, homes in zip(widths, joint.whole, joint.homes, strict=True)
-    ]
+    every = frozenset(dropped)
+    outermost = frozenset(block for block in every if not joint.blocks[block].outer & every)
+    chosen = list(widths)
+    for group in joint.standing.without(outermost).gone:
+        chosen[group] = joint.whole[group]
     return State(widths=tuple(chosen), dropped=outermost)
-
-
-def is_gone(homes: Collection[Sequence[int]], dropped: Collection[int]) -> bool:
-    """Whether every tensor of a group is in a dropped block."""
-    return bool(dropped) and bool(homes) and not any(is_there(home, dropped) for home in homes)
 
 
 def width_grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
@@ -133,27 +200,15 @@ def width_grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
     return widths
 
 
-def layers_there(joint: Joint, dropped: Collection[int]) -> Ints:
-    """Indices of the layers that are outside the dropped blocks."""
-    there = [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, dropped)]
-    return np.array(there, dtype=np.int64)
-
-
-def tables_there(joint: Joint, dropped: Collection[int]) -> Ints:
-    """Indices of the tables that are outside the dropped blocks."""
-    there = [index for index, (_, blocks) in enumerate(joint.keys) if is_there(blocks, dropped)]
-    return np.array(there, dtype=np.int64)
-
-
 def whole_cost(joint: Joint, state: State) -> Floats:
     """(B,) cost of a choice with every layer in one piece, as ``room`` counts it."""
-    there = layers_there(joint, state.dropped)
+    there = joint.standing.without(state.dropped).layers
     layers = joint.grids.at(state.widths, there).dense.sum(axis=0)
     total: Floats = standing_cost(joint, state.widths, state.dropped) + layers
     return total
 
 
-def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) -> Floats:
+def standing_cost(joint: Joint, widths: WidthIndices, dropped: frozenset[int]) -> Floats:
     """Cost of all but the layers, as ``room`` counts it.
 
     Args:
@@ -164,7 +219,7 @@ def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) 
     Returns:
         (..., B) float64, exact.
     """
-    total: Floats = joint.cost[joint.tables.at(widths)[tables_there(joint, dropped)]].sum(axis=0)
+    total: Floats = joint.cost[joint.tables.at(widths)[joint.standing.without(dropped).tables]].sum(axis=0)
     for piece in joint.wide:
         if is_there(piece.blocks, dropped):
             total = total + piece.cost(widths)

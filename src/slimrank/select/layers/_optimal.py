@@ -134,6 +134,16 @@ def quick_choice(table: Table) -> Ints | None:
     return kept[np.arange(len(best)), best]
 
 
+def lower_bound(table: Table) -> float:
+    """What the damage of no choice within every budget can undercut, found fast; 0 where nothing is known.
+
+    Args:
+        table: of the options.
+    """
+    start = _bisected(table)
+    return 0.0 if start is None else max(_bound(table, _priced(table, start.price), start.price), 0.0)
+
+
 def any_feasible(table: Table) -> Ints | None:
     """Some choice within every budget.
 

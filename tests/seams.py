@@ -183,7 +183,7 @@ from slimrank.select.joint._table import Joint, State, normalised, standing_cost
 from slimrank.select.layers import _optimal
 from slimrank.surgery import _matrix
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
-from slimrank.survey._anchors import Anchors
+from slimrank.survey._anchors import Anchors, count_samples
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._blocks import blocks_alone, most_drops

@@ -15,13 +15,7 @@ import numpy as np
 
 from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, Ranks
 from slimrank.select.joint._shapes import Shapes
-from slimrank.select.joint._table import (
-    Joint,
-    Key,
-    State,
-    is_there,
-    normalised,
-)
+from slimrank.select.joint._table import Joint, Key, State, is_there, normalised
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints
 
 # Sweeps over all groups and blocks, at most. Each takes one look at every table; more would only matter where

@@ -590,12 +590,12 @@ def quantize() -> str:
 
 
 def latency() -> str:
-    """How far predicted times were from measured ones, by network, runtime and precision, on two machines."""
+    """How far predicted times were from measured ones, by network, runtime and precision, on two processors."""
     return "\n\n".join(
         f"{machine}:\n\n{_errors_of_times(read_table(table_path(name)))}"
         for name, machine in (
-            ("latency-steady", "On a machine that repeats its times within 1 to 3 %"),
-            ("latency", "On a virtual machine that repeats them within 4 to 7 %"),
+            ("latency-vnni", "On the processor of most tables here, with VNNI"),
+            ("latency", "On another, without it"),
         )
     )
 

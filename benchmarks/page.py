@@ -590,7 +590,7 @@ def quantize() -> str:
 
 
 def latency() -> str:
-    """How far predicted times were from measured ones, by network, runtime and precision, on two processors."""
+    """How far predicted times were from measured ones, on two processors."""
     return "\n\n".join(
         f"{machine}:\n\n{_errors_of_times(read_table(table_path(name)))}"
         for name, machine in (

@@ -26,6 +26,7 @@ NOT_RUN = "not run"
 QUIET = 0.35
 BUSY = "the machine was busy"
 Row = Mapping[str, str]
+_WITH_LARGE = {**NAMES, "resnet50": "ResNet-50-sized"}
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -622,7 +623,7 @@ def _errors_of_times(rows: Sequence[Row]) -> str:
         spread = statistics.median(float(row["spread"]) for row in own)
         lines.append(
             [
-                {**NAMES, "resnet50": "ResNet-50-sized"}[network],
+                _WITH_LARGE[network],
                 *key,
                 str(len(errors)),
                 f"{statistics.median(errors):.1%}",
@@ -638,7 +639,7 @@ def budgets() -> str:
     """What was asked, and what was measured of what was made for it."""
     lines = [
         [
-            NAMES[row["network"]],
+            _WITH_LARGE[row["network"]],
             row["backend"],
             row["precision"],
             row["asked"] or row["budget"],

@@ -31,7 +31,7 @@ _PASS = 3
 # many terms: with 4 the plans of six networks from pictures to pictures were the same, or as good.
 _MIN_SAMPLES, _MIN_MAPS = 16, 4
 # Dimensions of one sample, and its terms, from which on an output counts as such.
-_MAP_DIMS, _TERMS_OF_MAP = 2, 64
+_MAP_DIMS, _TERMS_OF_MAP = 2, 16
 # Samples that tell whether forwards which start at a layer give what whole ones do.
 _CHECK_SAMPLES = 2
 # Rounds in which factors that only serve a measurement are refined; a result's factors take more.

@@ -17,8 +17,9 @@ def output(family: Family, shape: tuple[int, ...], positions: int = 1) -> Output
 
 
 CLASSES, LABELS = output("categorical", (10,)), output("bernoulli", (100,), positions=100)
+PYRAMID = [output("gaussian", (8, size, size)) for size in (56, 7, 4)]
 PIXELS = output("categorical", (5, 16, 16), positions=256)
-PICTURE, FEW_PLACES = output("gaussian", (3, 16, 16)), output("gaussian", (256, 4, 4))
+PICTURE, FEW_PLACES = output("gaussian", (3, 16, 16)), output("gaussian", (256, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ PICTURE, FEW_PLACES = output("gaussian", (3, 16, 16)), output("gaussian", (256, 
         ([PIXELS], 4),
         ([PICTURE], 4),
         ([PICTURE, PIXELS], 4),
+        (PYRAMID, 4),
         # The class is one term however many pixels stand beside it.
         ([CLASSES, PIXELS], 16),
     ],

@@ -615,7 +615,7 @@ def _errors_of_times(rows: Sequence[Row]) -> str:
         "median error",
         "within 5 %",
         "largest error",
-        "median interval of what is measured",
+        "median spread of what is measured",
     )
     lines = []
     for (network, *key), own in found.items():
@@ -629,7 +629,7 @@ def _errors_of_times(rows: Sequence[Row]) -> str:
                 f"{statistics.median(errors):.1%}",
                 f"{sum(error <= 0.05 for error in errors) / len(errors):.0%}",
                 f"{max(errors):.1%}",
-                f"± {spread:.1%}",
+                f"{spread:.1%}",
             ]
         )
     return _table(heads, lines)

@@ -29,7 +29,7 @@ N_IMAGES, BATCH = 512, 16
 
 
 def budgets_of(name: str) -> tuple[float, ...]:
-    """The budgets of a network: the same three for all, and some drawn for it.
+    """The budgets of a network: the same three for all, and some drawn for all but the large one.
 
     Args:
         name: of the network.
@@ -37,9 +37,9 @@ def budgets_of(name: str) -> tuple[float, ...]:
     Returns:
         Shares of the time of the original.
     """
-    drawn = np.random.default_rng([*name.encode()]).uniform(LEAST, 1.0, RANDOM)
     if name == LARGE:
         return BUDGETS
+    drawn = np.random.default_rng([*name.encode()]).uniform(LEAST, 1.0, RANDOM)
     return (*BUDGETS, *(round(float(budget), 3) for budget in drawn))
 
 

@@ -3,10 +3,13 @@
 
 Random plans of the benchmark networks and of one of the size of ResNet-50: pairs at random ranks, groups at
 random widths, some blocks gone. Each is built with random weights, exported, and run in turns with the
-original, 2 seconds after 3 warm-up rounds; the ratio is the median over turns, in seconds of the processor
-at one thread. Predicted ratios come from ``slimrank.measure_latency`` at the same batch. One row per plan
-in ``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again``
-all.
+original, after 3 warm-up rounds, half a second in each of 5 passes over all plans: a processor that others
+share has times at which float runs are slowed more than int8 ones, and they last for seconds. So int8 plans
+take turns with the original in int8, and this one with the original; their ratio is the product of both. It
+is the median over passes of the median over turns, in seconds of the processor at one thread; "spread" is
+the interquartile range over passes. Predicted ratios come from ``slimrank.measure_latency`` at the same
+batch. One row per plan in ``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is
+missing, ``--again`` all.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import slimrank as sr
 from benchmarks import resnet50
 from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
-from slimrank.deploy import compare_in_turns
+from slimrank.deploy import Comparison, compare_in_turns
 from slimrank.forward import as_batch
 from slimrank.latency import (
     BACKENDS,
@@ -38,7 +41,9 @@ from slimrank.latency import (
 from slimrank.plan import predicted_time
 
 KEY = ("network", "backend", "precision", "batch", "plan")
-SEED, SECONDS = 1000, 2.0
+SEED = 1000
+# Passes over all plans, and the seconds that each runs in turns with the original in a pass.
+PASSES, SECONDS = 5, 0.5
 # Plans that are drawn for each network, so that each is the same however many are measured.
 DRAWN = 30
 # The large network, its pictures, and how many plans of it are measured, one picture at a time.
@@ -92,12 +97,28 @@ def rows_of(
         seed=SEED,
         mixed=True,
     )
-    for number in plans:
-        network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
-        file = opened(network, folder=folder / str(number), quantize=quantize_of(precision))
-        compared = compare_in_turns(
-            original.run, file.run, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS
+    files = {
+        number: opened(
+            build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number),
+            folder=folder / str(number),
+            quantize=quantize_of(precision),
         )
+        for number in plans
+    }
+    quantize = quantize_of(precision)
+    whole = original if quantize is None else opened(model, folder=folder / "whole", quantize=quantize)
+    turns = partial(compare_in_turns, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS)
+    ratios: dict[int, list[float]] = {number: [] for number in plans}
+    standing: list[Comparison] = []
+    for _ in range(PASSES):
+        for number, file in files.items():
+            ratios[number].append(turns(whole.run, file.run).ratio)
+            standing.append(turns(original.run, whole.run))
+    before = statistics.median(compared.before.milliseconds for compared in standing)
+    # Of the original beside itself it is 1, but for noise.
+    share = 1.0 if quantize is None else statistics.median(compared.ratio for compared in standing)
+    for number in plans:
+        first, ratio, third = (share * part for part in statistics.quantiles(ratios[number], n=4))
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {
             "network": name,
@@ -106,12 +127,12 @@ def rows_of(
             "batch": batch,
             "plan": number,
             "predicted": round(predicted, 4),
-            "measured": round(compared.ratio, 4),
-            "error": round(predicted / compared.ratio - 1, 4),
-            "spread": round(compared.spread, 4),
+            "measured": round(ratio, 4),
+            "error": round(predicted / ratio - 1, 4),
+            "spread": round((third - first) / ratio, 4),
             "told_error": round(table.error, 4),
             "table_seconds": round(seconds, 1),
-            "before_ms": round(compared.before.milliseconds, 3),
+            "before_ms": round(before, 3),
         }
 
 

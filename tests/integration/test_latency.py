@@ -183,6 +183,36 @@ def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.St
 
 
 @needs_onnx
+def test_what_slows_one_precision_more_for_a_while_leaves_the_formulas_alone(
+    measured: Measured, cnn_study: sr.Study, tmp_path: Path
+) -> None:
+    record = seams.record_of(measured[0])
+
+    def table_of(*states: float) -> sr.Latencies:
+        """Of variants in a precision that takes 0.5 of the original, times the state of the machine."""
+        variants = tuple(
+            replace(entry, ratio=entry.ratio * state, standing_ratio=0.5 * state)
+            for entry, state in zip(record.variants, states, strict=True)
+        )
+        path = tmp_path / "table.json"
+        kept = replace(record, variants=variants)
+        table = seams.finished_table(kept, cnn_study.structure, cnn_study.methods, path)
+        assert sr.Latencies.load(path) == table
+        return table
+
+    quiet, shaken = table_of(1.0, 1.0, 1.0), table_of(0.9, 1.0, 1.2)
+    assert seams.record_of(shaken).variants[0].standing_ratio == pytest.approx(0.45)
+    assert shaken.predict(Plan.manual(cnn_study, {})) == pytest.approx(
+        quiet.predict(Plan.manual(cnn_study, {}))
+    )
+    assert shaken.times.layers["conv"].dense.per_product == pytest.approx(
+        quiet.times.layers["conv"].dense.per_product
+    )
+    # A model is measured in one of these states.
+    assert shaken.error == pytest.approx(quiet.error + 0.15)
+
+
+@needs_onnx
 def test_profiles_that_were_disturbed_are_told_and_double_the_error(
     measured: Measured, cnn_study: sr.Study
 ) -> None:
@@ -419,6 +449,7 @@ def test_a_table_of_int8_files_tells_ratios_to_the_float_original(
     whole, *variants = seams.record_of(table).variants
     assert (whole.settings, whole.kept, whole.dropped) == ({}, {}, ())
     assert len(variants) == 3
+    assert all((variant.standing_ratio or 0) > 0 for variant in (whole, *variants))
     assert table.times.reference == pytest.approx(1e6 * table.before_ms)
     assert table.times.before != pytest.approx(table.times.reference, rel=1e-3)
     as_it_stands = table.times.before / 1e6

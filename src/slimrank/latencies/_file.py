@@ -34,6 +34,8 @@ _KEYS = ("format", "conditions", "step", "original", "variants", "result")
 _CONDITIONS = tuple(Conditions.__dataclass_fields__)
 _CHOICE = ("settings", "kept", "dropped")
 _VARIANT = (*_CHOICE, "parts", "before_ms", "before_spread", "ratio", "spread")
+# Written of variants in another precision than the original's only.
+_STANDING = "standing_ratio"
 _PARTS = ("factors", "others")
 _OTHER = ("block", "groups", "nanoseconds")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
@@ -137,6 +139,7 @@ def _variant_to_json(variant: VariantTime) -> Json:
         **choice_to_json(variant.settings, variant.kept, variant.dropped),
         "parts": _parts_to_json(variant.parts),
         **{key: getattr(variant, key) for key in ("before_ms", "before_spread", "ratio", "spread")},
+        **({} if variant.standing_ratio is None else {_STANDING: variant.standing_ratio}),
     }
 
 
@@ -200,7 +203,7 @@ def _parts_from(value: Json, where: str) -> Parts:
 
 
 def _variant_from(value: Json, where: str) -> VariantTime:
-    found = as_object(value, where, required=_VARIANT)
+    found = as_object(value, where, required=_VARIANT, optional=(_STANDING,))
     return VariantTime(
         **choice_from({key: found[key] for key in _CHOICE}, where),
         parts=_parts_from(found["parts"], where),
@@ -208,6 +211,7 @@ def _variant_from(value: Json, where: str) -> VariantTime:
         before_spread=as_number(found["before_spread"], where),
         ratio=as_number(found["ratio"], where),
         spread=as_number(found["spread"], where),
+        standing_ratio=as_number(found[_STANDING], where) if _STANDING in found else None,
     )
 
 

@@ -22,6 +22,9 @@ class VariantTime:
         before_spread: interquartile range of that time over its median.
         ratio: time of the variant over that of the original.
         spread: interquartile range of that ratio over its median.
+        standing_ratio: that ratio of the network as it stands in the precision of the variant, measured just
+            before: what both share of the state of the machine is told apart by it. None where that is the
+            original.
     """
 
     settings: Mapping[str, Setting]
@@ -32,6 +35,7 @@ class VariantTime:
     before_spread: float
     ratio: float
     spread: float
+    standing_ratio: float | None = None
 
     def step(self, structure: Structure) -> Step:
         """What was done to a network of this structure, as the step of a plan."""

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import numpy as np
 import torch
@@ -186,8 +186,8 @@ def measure_variants(
                     f"batch={batch}: a file of this network takes batches of {original.batch} only; give "
                     f"batch={original.batch}"
                 )
+            whole = original if quantize is None else written(model, "whole", quantize)
             if record is None:
-                whole = original if quantize is None else written(model, "whole", quantize)
                 turns = compare_in_turns(whole.run, whole.run, threads=clock_threads, seconds=SECONDS / 2)
                 record = LatencyRecord(
                     conditions=conditions,
@@ -202,7 +202,7 @@ def measure_variants(
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
                 file = written(network, f"variant{number}", quantize)
-                time = _timed(original, file, variant, clock_threads, profiles)
+                time = _timed(original, whole, file, variant, clock_threads, profiles)
                 record = replace(record, variants=(*record.variants, time))
                 if path is not None:
                     write_latencies(path, record, None)
@@ -233,20 +233,50 @@ def drawn_variants(
     )
 
 
-def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int, profiles: int) -> VariantTime:
-    """What a variant takes, in its parts and beside the original."""
-    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=SECONDS)
+def _timed(
+    original: TimedFile, whole: TimedFile, file: TimedFile, variant: Step, threads: int, profiles: int
+) -> VariantTime:
+    """What a variant takes, in its parts and beside the original.
+
+    In another precision it takes turns with the network as it stands in that precision, and this one with
+    the original: where other work slows a machine, it slows the precisions unlike.
+    """
+    standing = None
+    if whole is not original:
+        standing = compare_in_turns(original.run, whole.run, threads=threads, seconds=SECONDS / 2)
+    compared = compare_in_turns(whole.run, file.run, threads=threads, seconds=SECONDS)
     parts = _parts(file, variant, compared.after.milliseconds, profiles)
+    before = compared.before if standing is None else standing.before
     return VariantTime(
         settings=variant.settings,
         kept={name: len(units) for name, units in variant.groups.items()},
         dropped=variant.dropped,
         parts=parts,
-        before_ms=compared.before.milliseconds,
-        before_spread=compared.before.spread,
-        ratio=compared.ratio,
+        before_ms=before.milliseconds,
+        before_spread=before.spread,
+        ratio=compared.ratio if standing is None else compared.ratio * standing.ratio,
         spread=compared.spread,
+        standing_ratio=None if standing is None else standing.ratio,
     )
+
+
+def _standing_spread(variants: Sequence[VariantTime]) -> float:
+    """Interquartile range of ``standing_ratio`` over its median; 0 where there are none."""
+    ratios = [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
+    if len(ratios) < 2:
+        return 0.0
+    first, middle, third = quantiles(ratios, n=4)
+    return (third - first) / middle
+
+
+def _ratios(variants: Sequence[VariantTime]) -> list[float]:
+    """Whole times of variants over that of the original, as if it had been in one state for all."""
+    standing = [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
+    usual = median(standing) if standing else 1.0
+    return [
+        variant.ratio if variant.standing_ratio is None else variant.ratio * usual / variant.standing_ratio
+        for variant in variants
+    ]
 
 
 def _parts(file: TimedFile, variant: Step, whole_ms: float, profiles: int) -> Parts:
@@ -339,10 +369,8 @@ def finished_table(
     """
     before_ms = median(variant.before_ms for variant in record.variants)
     measured = [
-        Measured(
-            variant=variant.step(structure), parts=variant.parts, ratio=variant.ratio, spread=variant.spread
-        )
-        for variant in record.variants
+        Measured(variant=variant.step(structure), parts=variant.parts, ratio=ratio, spread=variant.spread)
+        for variant, ratio in zip(record.variants, _ratios(record.variants), strict=True)
     ]
     reference = whole = 1e6 * before_ms
     changed = measured
@@ -365,6 +393,8 @@ def finished_table(
     spread = median(variant.before_spread for variant in record.variants)
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
+    # What the state of the machine does to a ratio between two precisions, the variants do not show.
+    error += _standing_spread(record.variants) / 2
     notes = []
     untimed = [method for method in methods if method in FORMS and not has_timed_form(method)]
     if untimed:

@@ -140,15 +140,14 @@ def fit_times(
     # goes through all whole times, and not through the original's alone.
     changing = np.array([changing_time(raw, variant) for variant in (whole, *(e.variant for e in measured))])
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
-    fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
-    if not scale:
+    fixed, scale = _line(changing, wholes)
+    if not scale or np.cov(changing, wholes)[0, 1] < 0:
         raise LatencyError(
             "whole times do not follow what the variants change: the machine does other work, or the batch "
             "takes too little time to tell layers apart; measure again on a quiet machine, or with a larger "
             "batch="
         )
-    scaled = raw.scaled(float(scale))
-    times = replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
+    times = replace(raw.scaled(scale), fixed=fixed, before=float(fixed + scale * changing[0]))
     errors = [
         abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
     ]
@@ -214,13 +213,30 @@ def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> li
 
     Whole times are those of runs that took turns with the original; profiles were taken one after the other.
     """
-    totals = np.array([parts.total for _, parts in profiles])
-    whole = np.array(wholes)
-    constant = nnls(np.column_stack([1 / whole, totals / whole]), np.ones(len(whole)))[0][0]
+    constant, _ = _line(np.array([parts.total for _, parts in profiles]), np.array(wholes))
     return [
         (step, parts.scaled((time - constant) / parts.total)) if time > constant else (step, parts)
         for (step, parts), time in zip(profiles, wholes, strict=True)
     ]
+
+
+def _line(sums: _Vector, wholes: _Vector) -> tuple[float, float]:
+    """Constant and slope of whole times over sums of their parts, both 0 or more.
+
+    Noise is in the sums: profiles are single runs, and formulas miss something of each part. A fit of whole
+    times to such sums would find too small a slope and too large a constant, so the sums are fitted to them.
+
+    Args:
+        sums: (V,).
+        wholes: (V,), above 0.
+
+    Returns:
+        Of least relative errors; both are 0 where there are no sums.
+
+    Source: regression dilution and inverse regression, Fuller 1987, "Measurement Error Models".
+    """
+    (share, missing), _ = nnls(np.column_stack([np.ones(len(wholes)), -1 / wholes]), sums / wholes)
+    return (float(missing / share), float(1 / share)) if share else (0.0, 0.0)
 
 
 def _layers(

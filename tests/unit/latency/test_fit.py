@@ -116,6 +116,40 @@ def test_fresh_variants_are_predicted(study: sr.Study, speed: float, tolerance: 
     assert times.step == STEP
 
 
+def test_profiles_that_wander_leave_the_slope_of_predictions_alone(study: sr.Study) -> None:
+    """Each profile by a factor of its own: times of strong plans must not be drawn towards the original's."""
+    structure, untouched = study.structure, Step(structure=study.structure, layers={})
+    fresh = draw_variants(structure, study.methods, count=20, step=STEP, seed=99)
+    slopes = []
+    for seed in range(10):
+        speeds = np.exp(np.random.default_rng(seed).uniform(-0.3, 0.3, 9))
+        times = seams.fit_times(
+            structure,
+            study.methods,
+            [
+                seams.Measured(
+                    variant=variant,
+                    parts=parts_on_the_machine(variant).scaled(speed),
+                    ratio=whole(variant) / whole(untouched),
+                    spread=0.0,
+                )
+                for variant, speed in zip(
+                    draw_variants(structure, study.methods, count=8, step=STEP, seed=seed),
+                    speeds,
+                    strict=False,
+                )
+            ],
+            original=parts_on_the_machine(untouched).scaled(speeds[-1]),
+            before=whole(untouched),
+            reference=whole(untouched),
+            batch=BATCH,
+            step=STEP,
+        ).times
+        predicted = [predicted_time(times, variant) for variant in fresh]
+        slopes.append(np.polyfit(np.log([whole(variant) for variant in fresh]), np.log(predicted), 1)[0])
+    assert np.mean(slopes) == pytest.approx(1, abs=0.03)
+
+
 def test_fresh_variants_of_grouped_kernels_are_predicted() -> None:
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Conv2d(16, 64, 1), nn.ReLU()]

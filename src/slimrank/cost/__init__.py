@@ -32,9 +32,7 @@ from slimrank.cost._memory import (
     budgets_within,
     clipped_row_bytes,
     fitting_bytes,
-    live_bytes,
     moment_bytes,
-    paused_bytes,
     working_bytes,
 )
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias, pair_has_bias
@@ -103,7 +101,6 @@ __all__ = [
     "layer_cost",
     "layer_times",
     "least_shape",
-    "live_bytes",
     "matrix_names",
     "matrix_tensor",
     "max_rank",
@@ -115,7 +112,6 @@ __all__ = [
     "pair_costs",
     "pair_has_bias",
     "pair_rows_and_columns",
-    "paused_bytes",
     "query_scales",
     "rank_problem",
     "ranks_at",

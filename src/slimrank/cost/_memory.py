@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that the statistics of a layer take, and the tables of what the parts of a run may take."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 from slimrank.cost._row_view import row_view
 from slimrank.cost._rows import (
@@ -32,7 +30,7 @@ class SamplingLimits:
         graph: activations that one micro-batch keeps for its backward pass. Less makes micro-batches smaller;
             rows are drawn for each micro-batch.
         live_activations: what is alive at one depth of both networks while layers are fitted. Less means fits
-            to fewer samples; the note about it says 2 GB.
+            to fewer samples.
         clipped_rows: rows of one layer that are stored for the fit to its clipped outputs.
             Less means fewer rows there.
         outputs: outputs of the model that are stored, as references or to read what they mean. Less means
@@ -40,7 +38,7 @@ class SamplingLimits:
     """
 
     graph: int = 600_000_000
-    live_activations: int = 2_000_000_000
+    live_activations: int = 1_200_000_000
     clipped_rows: int = 250_000_000
     outputs: int = 250_000_000
 
@@ -52,9 +50,6 @@ SAMPLING = SamplingLimits()
 DEFAULT_MEMORY = 2_500_000_000
 # What is then left at least for all that can be cut: without it, large models would take far longer unasked.
 LEAST_ROOM = 1_000_000_000
-
-# Share of ``live_bytes`` that was observed, and how many layers a shortcut spans.
-_PAUSED_SHARE, _NEAR = 0.65, 3
 
 # Shares of what is left of ``memory=`` once all that cannot be cut has its place. Those that are held at the
 # same time sum up to less than 1; the rest is for what the allocator holds beside them.
@@ -175,29 +170,3 @@ def clipped_row_bytes(n_columns: int, n_outputs: int) -> int:
         n_outputs: of the layer.
     """
     return _FLOAT32 * (n_columns + 2 * n_outputs)
-
-
-def live_bytes(n_numbers: int) -> int:
-    """Memory of one sample that is alive at one depth of two networks.
-
-    Args:
-        n_numbers: numbers in the largest input of a layer. Each network was observed to hold about four such
-            inputs, with some reserve.
-    """
-    return 2 * 4 * _FLOAT32 * n_numbers
-
-
-def paused_bytes(specs: Iterable[LayerSpec]) -> dict[str, int]:
-    """Memory of one sample in both networks while forwards are paused at a layer, by its name, about.
-
-    Beside its input, shortcuts that begin some layers before it are alive.
-
-    Args:
-        specs: every layer, in execution order.
-    """
-    specs = list(specs)
-    sizes = [max((prod(call.input_shape) for call in spec.calls), default=1) for spec in specs]
-    return {
-        spec.name: int(_PAUSED_SHARE * live_bytes(max(sizes[max(0, index - _NEAR) : index + 2])))
-        for index, spec in enumerate(specs)
-    }

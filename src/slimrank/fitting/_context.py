@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is fixed before the first layer is fitted."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import Feed, collect_moments, evenly_spaced
 from slimrank.capture import Epilogue
-from slimrank.cost import SAMPLING, bytes_text, fitting_bytes, live_bytes, paused_bytes
+from slimrank.cost import SAMPLING, bytes_text, fitting_bytes
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.forward import Batch
@@ -100,7 +99,7 @@ def open_build(
         The context, and what the user should know.
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
-    fit, held_out, sample_notes = _live_samples(data.feed, specs.values())
+    fit, held_out, sample_notes = _live_samples(data.feed, data.seen.paused)
     feed = replace(data.feed, micro_size=forward_size(data.feed))
     fit_batches = list(feed.stream(fit))
     batches = (*fit_batches, *feed.stream(held_out))
@@ -118,7 +117,9 @@ def open_build(
         found = data.seen.epilogues(batches)
         epilogues = {name: found[name] for name in one_call if name in found}
     may_interleave = not tasks or data.seen.may_interleave(batches)
-    needed = _most_while_paused(specs.values(), tasks, len(fit) + len(held_out), len(data.feed.fit))
+    needed = _most_while_paused(
+        data.seen.paused, [task.spec for task in tasks.values()], len(fit) + len(held_out), len(data.feed.fit)
+    )
     fits_at_once = needed <= data.budgets.fits
     context = BuildContext(
         original_layers=dict(data.original.named_modules()),
@@ -157,13 +158,11 @@ def _one_by_one_to_save(n_bytes: int) -> Note:
 
 
 def _most_while_paused(
-    specs: Collection[LayerSpec], tasks: Collection[str], n_samples: int, n_fit: int
+    paused: Mapping[str, int], specs: Iterable[LayerSpec], n_samples: int, n_fit: int
 ) -> int:
     """Memory of paused forwards and a fit, at the layer where that is most."""
-    paused = paused_bytes(specs)
     return max(
-        (n_samples * paused[spec.name] + fitting_bytes(spec, n_fit) for spec in specs if spec.name in tasks),
-        default=0,
+        (n_samples * paused.get(spec.name, 0) + fitting_bytes(spec, n_fit) for spec in specs), default=0
     )
 
 
@@ -188,22 +187,22 @@ def pending_layer(context: BuildContext, name: str, current: nn.Module) -> Pendi
 
 
 def _live_samples(
-    feed: Feed, specs: Collection[LayerSpec]
+    feed: Feed, paused: Mapping[str, int]
 ) -> tuple[Sequence[int], Sequence[int], tuple[Note, ...]]:
     """Samples to fit to and held-out ones that can be held alive at one depth of both networks.
 
     The share of held-out ones is kept. Then what the user should know.
     """
-    largest = max((prod(call.input_shape) for spec in specs for call in spec.calls), default=1)
-    limit = max(_MIN_LIVE_SAMPLES, SAMPLING.live_activations // live_bytes(largest))
+    largest = max(paused.values(), default=0)
+    limit = max(_MIN_LIVE_SAMPLES, SAMPLING.live_activations // max(largest, 1))
     limit = min(limit, _MAX_FORWARDS * max(feed.micro_size, 1))
     if feed.n_samples <= limit:
         return feed.fit, feed.held_out, ()
     n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))
     note = Note(
         where="apply",
-        text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations "
-        "that are alive at one depth below 2 GB (estimated), and forwards below 64",
+        text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps what is alive at one "
+        f"depth below {bytes_text(SAMPLING.live_activations)} (estimated), and forwards below 64",
     )
     held_out = evenly_spaced(feed.held_out, max(1, limit - n_fit))
     return evenly_spaced(feed.fit, n_fit), held_out, (note,)

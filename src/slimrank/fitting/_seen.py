@@ -15,11 +15,16 @@ class Seen:
     Args:
         model: a private copy in eval mode.
         layers: all that a build may ask about, in execution order.
+        paused: bytes of one sample that are alive in both networks while forwards are paused at a layer.
+
+    Attributes:
+        paused: as given.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], paused: Mapping[str, int]) -> None:
         self._model = model
         self._layers = layers
+        self.paused = paused
         self._epilogues: Mapping[str, Epilogue] | None = None
         self._may_interleave: bool | None = None
 

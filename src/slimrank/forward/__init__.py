@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One batch, one forward, and forwards that stop, start late or skip."""
 
+from slimrank.forward._alive import alive_bytes
 from slimrank.forward._batch import (
     Batch,
     as_batch,
@@ -48,6 +49,7 @@ __all__ = [
     "Side",
     "SingleSums",
     "Trimmer",
+    "alive_bytes",
     "as_batch",
     "batch_tensors",
     "call",

@@ -19,7 +19,6 @@ from slimrank.cost import (
     bytes_text,
     fitting_bytes,
     moment_bytes,
-    paused_bytes,
     read_bytes,
     row_width,
     working_bytes,
@@ -150,7 +149,7 @@ class MemoryNeeds:
     def _alone(self, spec: LayerSpec) -> int:
         """Memory of a layer's fit and of one forward in both networks."""
         n_samples = min(max(1, forward_size(self.feed)), self.feed.n_samples)
-        return n_samples * self.paused[spec.name] + fitting_bytes(spec, self.n_fit)
+        return n_samples * self.paused.get(spec.name, 0) + fitting_bytes(spec, self.n_fit)
 
 
 def _metric_size(width: int) -> int:
@@ -158,7 +157,13 @@ def _metric_size(width: int) -> int:
 
 
 def needs_of(
-    captured: Captured, feed: Feed, likelihood: Likelihood, options: Options, names: Collection[str] | None
+    captured: Captured,
+    feed: Feed,
+    likelihood: Likelihood,
+    options: Options,
+    names: Collection[str] | None,
+    *,
+    paused: Mapping[str, int],
 ) -> MemoryNeeds:
     """What a model and its data need.
 
@@ -168,6 +173,7 @@ def needs_of(
         likelihood: how outputs are read.
         options: of the study.
         names: layers that will be fitted; None for all that a method replaces.
+        paused: memory of one sample while forwards are paused at a layer, by its name.
     """
     slims = any(map(replaces_groups, options.methods))
 
@@ -185,7 +191,7 @@ def needs_of(
         feed=feed,
         model_bytes=captured.before.bytes,
         graph_elements=captured.output_elements,
-        paused=paused_bytes(captured.layers),
+        paused=paused,
         output_bytes=min(SAMPLING.outputs, per_sample * len(feed.held_out)),
         gradient_outputs={spec.name: spec.n_outputs for spec in layers} if has_gradients else {},
         has_data=not options.data_free,

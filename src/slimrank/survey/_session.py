@@ -27,7 +27,7 @@ from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import SAMPLING, MemoryBudgets
 from slimrank.files import Store
 from slimrank.fitting import Seen
-from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
+from slimrank.forward import Batch, OutputChoice, Picked, alive_bytes, check_outputs
 from slimrank.measured import Options
 from slimrank.peaks import PeakProfile
 from slimrank.records import LayerSpec, Note
@@ -218,8 +218,11 @@ def open_session(
             )
         likelihood = likelihood_on(original, feed, source, options)
         notes += [Note(where="outputs", text=reason) for reason in likelihood.reasons]
+        # The new model holds about as much as the original.
+        alive = alive_bytes(original, captured.sample, [spec.name for spec in captured.layers])
+        paused = {name: 2 * n_bytes for name, n_bytes in alive.items()}
         advance(1)
-    needs = needs_of(captured, feed, likelihood, options, names)
+    needs = needs_of(captured, feed, likelihood, options, names, paused=paused)
     check_needs(needs.of_layers(), n_bytes)
     return Session(
         original=original,
@@ -234,7 +237,7 @@ def open_session(
         needs=needs,
         memory=n_bytes,
         budgets=needs.budgets(n_bytes),
-        seen=Seen(original, [spec.name for spec in captured.layers if spec.has_matrix]),
+        seen=Seen(original, [spec.name for spec in captured.layers if spec.has_matrix], paused),
         callers=CallersModel(model),
     )
 

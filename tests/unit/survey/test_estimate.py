@@ -10,7 +10,7 @@ from torch import nn
 
 import seams
 import slimrank as sr
-from slimrank.cost import budgets_within, moment_bytes, paused_bytes, working_bytes
+from slimrank.cost import budgets_within, moment_bytes, working_bytes
 from slimrank.records import Call, LayerSpec
 
 
@@ -43,13 +43,6 @@ def test_few_rows_take_the_place_of_moments() -> None:
     assert moment_bytes(spec, 2001) == (4 + 1) * 4000**2
     assert moment_bytes(spec, 2000) == 4 * 2000 * 4000
     assert working_bytes(spec, 100) < working_bytes(spec) / 10
-
-
-def test_what_is_alive_at_a_layer_counts_inputs_near_it() -> None:
-    wide, narrow = _linear(1000, 10, 100), [_linear(width, 10) for width in (1, 2, 3, 4, 5)]
-    paused = paused_bytes([narrow[0], wide, *narrow[1:]])
-    # One layer ahead and three behind.
-    assert paused["l1"] == paused["l1000"] == paused["l2"] == paused["l4"] > 1000 * paused["l5"]
 
 
 def test_budgets_of_nothing_cut_everything() -> None:

@@ -7,9 +7,10 @@ original, after 3 warm-up rounds, half a second in each of 5 passes over all pla
 share has times at which float runs are slowed more than int8 ones, and they last for seconds. So int8 plans
 take turns with the original in int8, and this one with the original; their ratio is the product of both. It
 is the median over passes of the median over turns, in seconds of the processor at one thread; "spread" is
-the interquartile range over passes. Predicted ratios come from ``slimrank.measure_latency`` at the same
-batch. One row per plan in ``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is
-missing, ``--again`` all.
+the interquartile range over passes. "standing" is the ratio of the original in int8: it tells what a table
+misses of plans from how the machine runs the two precisions. Predicted ratios come from
+``slimrank.measure_latency`` at the same batch. One row per plan in
+``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again`` all.
 """
 
 import argparse
@@ -131,6 +132,8 @@ def rows_of(
             "error": round(predicted / ratio - 1, 4),
             "spread": round((third - first) / ratio, 4),
             "told_error": round(table.error, 4),
+            "standing_predicted": round(table.times.before / table.times.reference, 4),
+            "standing_measured": round(share, 4),
             "table_seconds": round(seconds, 1),
             "before_ms": round(before, 3),
         }

@@ -5,10 +5,10 @@ Random plans of the benchmark networks and of one of the size of ResNet-50: pair
 random widths, some blocks gone. Each is built with random weights, exported, and run in turns with the
 original, after 3 warm-up rounds, half a second in each of 5 passes over all plans: a processor that others
 share has times at which float runs are slowed more than int8 ones, and they last for seconds. So int8 plans
-take turns with the original in int8, and this one with the original; their ratio is the product of both. It
-is the median over passes of the median over turns, in seconds of the processor at one thread; "spread" is
-the interquartile range over passes. "standing" is the ratio of the original in int8: it tells what a table
-misses of plans from how the machine runs the two precisions. Predicted ratios come from
+take turns with the original in int8, and this one with the original: their ratio is that of the plan times
+"standing", that of the original in int8, which tells what a table misses of plans from how the machine runs
+the two precisions. Both are medians over passes of the median over turns, in seconds of the processor at one
+thread; "spread" is the interquartile range of the plan's over passes. Predicted ratios come from
 ``slimrank.measure_latency`` at the same batch. One row per plan in
 ``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again`` all.
 """
@@ -111,13 +111,17 @@ def rows_of(
     turns = partial(compare_in_turns, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS)
     ratios: dict[int, list[float]] = {number: [] for number in plans}
     standing: list[Comparison] = []
+    before_ms: list[float] = []
     for _ in range(PASSES):
         for number, file in files.items():
-            ratios[number].append(turns(whole.run, file.run).ratio)
-            standing.append(turns(original.run, whole.run))
-    before = statistics.median(compared.before.milliseconds for compared in standing)
-    # Of the original beside itself it is 1, but for noise.
-    share = 1.0 if quantize is None else statistics.median(compared.ratio for compared in standing)
+            compared = turns(whole.run, file.run)
+            ratios[number].append(compared.ratio)
+            if quantize is not None:
+                compared = turns(original.run, whole.run)
+                standing.append(compared)
+            before_ms.append(compared.before.milliseconds)
+    before = statistics.median(before_ms)
+    share = statistics.median(compared.ratio for compared in standing) if standing else 1.0
     for number in plans:
         first, ratio, third = (share * part for part in statistics.quantiles(ratios[number], n=4))
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference

@@ -615,11 +615,17 @@ def _errors_of_times(rows: Sequence[Row]) -> str:
         "median error",
         "within 5 %",
         "largest error",
+        "beside the original in int8: median, within 5 %",
         "median spread of what is measured",
     )
     lines = []
     for (network, *key), own in found.items():
         errors = [abs(float(row["error"])) for row in own]
+        alike = [
+            abs((1 + float(row["error"])) * float(standing) / float(row["standing_predicted"]) - 1)
+            for row in own
+            if row["precision"] == "int8" and (standing := row.get("standing_measured"))
+        ]
         spread = statistics.median(float(row["spread"]) for row in own)
         lines.append(
             [
@@ -629,10 +635,16 @@ def _errors_of_times(rows: Sequence[Row]) -> str:
                 f"{statistics.median(errors):.1%}",
                 f"{sum(error <= 0.05 for error in errors) / len(errors):.0%}",
                 f"{max(errors):.1%}",
+                _median_and_right(alike) if alike else "",
                 f"{spread:.1%}",
             ]
         )
     return _table(heads, lines)
+
+
+def _median_and_right(errors: Sequence[float]) -> str:
+    right = sum(error <= 0.05 for error in errors) / len(errors)
+    return f"{statistics.median(errors):.1%}, {right:.0%}"
 
 
 def budgets() -> str:

@@ -92,6 +92,7 @@ from slimrank.deploy._recorded_model import RecordedModel
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import time_in_turns
 from slimrank.fitting import Data, _fit, _fit_layer, _install, _seen
+from slimrank.fitting import _context as _fitting_context
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
 from slimrank.fitting._gather import affine_of, have_same_positions
@@ -740,6 +741,12 @@ def pretend_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, *, has_vnni: bool
 def limit_calibration(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
     """Samples to calibrate with take so many bytes at most."""
     monkeypatch.setattr(_samples, "_MAX_BYTES", n_bytes)
+
+
+def limit_alive(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
+    """Forwards that pause in ``apply`` hold so many bytes at one depth at most."""
+    limits = replace(_fitting_context.SAMPLING, live_activations=n_bytes)
+    monkeypatch.setattr(_fitting_context, "SAMPLING", limits)
 
 
 def record_of(table: Latencies) -> LatencyRecord:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a forward holds at each layer: what some later module may still read."""
+"""How much a forward holds at each layer: what waits there for something later."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.forward._batch import Batch, named_tensors
 from slimrank.forward._run import run
@@ -13,10 +14,10 @@ from slimrank.forward._watch import watch_modules
 
 
 def alive_bytes(model: nn.Module, batch: Batch, layers: Collection[str]) -> dict[str, int]:
-    """Memory of the activations that are alive when a forward reaches layers.
+    """Memory of the activations that are alive behind layers.
 
-    Tensors count that some module has read or given and that something still refers to: shortcuts and skip
-    connections count as long as they wait. What functions make in between, and no module reads, does not.
+    All that operations made counts as long as something refers to it: shortcuts, and features that wait for
+    a late layer, wherever they were made. The forward's copy of the batch counts, weights do not.
 
     Args:
         model: a private copy in eval mode.
@@ -24,40 +25,60 @@ def alive_bytes(model: nn.Module, batch: Batch, layers: Collection[str]) -> dict
         layers: names to look at.
 
     Returns:
-        Bytes by layer, at its first call, its output and the forward's copy of the batch included; layers
-        that are not called are left out. The model's own tensors do not count.
+        Bytes by layer, at the end of its first call; layers that are not called are left out.
     """
-    wanted = frozenset(layers)
-    own = {_key(tensor) for tensor in _own_tensors(model)}
-    held: dict[int, tuple[StorageWeakRef, int]] = {}
+    made = _Made()
     found: dict[str, int] = {}
 
-    def see(value: object) -> None:
-        for _, tensor in named_tensors(value):
-            if tensor.layout == torch.strided and _key(tensor) not in own:
-                storage = tensor.untyped_storage()
-                held[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
+    def leave(name: str, _args: object, _kwargs: object, _output: object) -> None:
+        found.setdefault(name, made.alive())
 
-    def enter(_name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        see((args, kwargs))
-
-    def leave(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
-        see(output)
-        if name in wanted and name not in found:
-            for key in [key for key, (reference, _) in held.items() if reference.expired()]:
-                del held[key]
-            found[name] = sum(n_bytes for _, n_bytes in held.values())
-
-    with torch.no_grad(), watch_modules(model.named_modules(), enter=enter, leave=leave):
+    watched = [(name, model.get_submodule(name)) for name in layers]
+    with torch.no_grad(), watch_modules(watched, leave=leave), made:
         run(model, batch)
     return found
 
 
-def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that are there before a forward."""
-    return (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.layout == torch.strided)
+class _Made(TorchDispatchMode):
+    """Notes the memory that operations make."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # An address is not given to other memory while a reference to it is kept.
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Runs an operation."""
+        # A view of a weight, or one that is worked on in place, is none of what is made.
+        known = {storage._cdata for storage in _storages((args, kwargs or {}))}
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage._cdata not in known:
+                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self) -> int:
+        """Bytes of what something still refers to."""
+        self._held = {
+            key: (reference, n_bytes)
+            for key, (reference, n_bytes) in self._held.items()
+            if not reference.expired()
+        }
+        return sum(n_bytes for _, n_bytes in self._held.values())
 
 
-def _key(tensor: Tensor) -> int:
-    """Of the memory that a tensor lies in; not given again while a weak reference to it is kept."""
-    return int(tensor.untyped_storage()._cdata)
+def _storages(value: object) -> list[torch.UntypedStorage]:
+    """The memory of every tensor of nested containers; sparse ones and the like have none to speak of."""
+    return [
+        tensor.untyped_storage()
+        for _, tensor in named_tensors(value)
+        if tensor.layout is torch.strided and not tensor.is_meta
+    ]

@@ -18,13 +18,14 @@ class VariantTime:
         kept: group -> units that stayed.
         dropped: blocks that were dropped.
         parts: times of its parts, by the runtime's profile.
-        before_ms: median time of the original, runs taking turns with the variant.
+        before_ms: median time of the original, runs taking turns with the variant or with the network as it
+            stands in the variant's precision.
         before_spread: interquartile range of that time over its median.
         ratio: time of the variant over that of the original.
-        spread: interquartile range of that ratio over its median.
-        standing_ratio: that ratio of the network as it stands in the precision of the variant, measured just
-            before: what both share of the state of the machine is told apart by it. None where that is the
-            original.
+        spread: interquartile range over its median, of the ratio that was measured: in another precision
+            than the original's that to the network as it stands in this precision.
+        standing_ratio: of the network as it stands in that precision to the original, measured just before;
+            it is a factor of ``ratio``. None in the original's precision, and in files of earlier versions.
     """
 
     settings: Mapping[str, Setting]

@@ -52,8 +52,8 @@ class Measured:
     Attributes:
         variant: what was done to the network.
         parts: times of its parts, by the profile.
-        ratio: whole time over that of the original in float32, runs taking turns.
-        spread: interquartile range of that ratio over its median.
+        ratio: whole time over that of the original in float32.
+        spread: interquartile range of that ratio, or of one that is a factor of it, over its median.
     """
 
     variant: Step
@@ -140,13 +140,13 @@ def fit_times(
     # goes through all whole times, and not through the original's alone.
     changing = np.array([changing_time(raw, variant) for variant in (whole, *(e.variant for e in measured))])
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
-    fixed, scale = _line(changing, wholes)
-    if not scale or np.cov(changing, wholes)[0, 1] < 0:
+    if not changing.all() or np.cov(changing, wholes)[0, 1] < 0:
         raise LatencyError(
             "whole times do not follow what the variants change: the machine does other work, or the batch "
             "takes too little time to tell layers apart; measure again on a quiet machine, or with a larger "
             "batch="
         )
+    fixed, scale = _line(changing, wholes)
     times = replace(raw.scaled(scale), fixed=fixed, before=float(fixed + scale * changing[0]))
     errors = [
         abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
@@ -211,9 +211,12 @@ def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:
 def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> list[tuple[Step, Parts]]:
     """Profiles as if the machine had been equally fast for all: nodes make up whole times but a constant.
 
-    Whole times are those of runs that took turns with the original; profiles were taken one after the other.
+    Whole times are those of runs that took turns with another file; profiles were taken one after the other.
     """
-    constant, _ = _line(np.array([parts.total for _, parts in profiles]), np.array(wholes))
+    totals = np.array([parts.total for _, parts in profiles])
+    if not totals.all():
+        return list(profiles)
+    constant, _ = _line(totals, np.array(wholes))
     return [
         (step, parts.scaled((time - constant) / parts.total)) if time > constant else (step, parts)
         for (step, parts), time in zip(profiles, wholes, strict=True)
@@ -223,20 +226,21 @@ def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> li
 def _line(sums: _Vector, wholes: _Vector) -> tuple[float, float]:
     """Constant and slope of whole times over sums of their parts, both 0 or more.
 
-    Noise is in the sums: profiles are single runs, and formulas miss something of each part. A fit of whole
-    times to such sums would find too small a slope and too large a constant, so the sums are fitted to them.
+    Most of the noise is in the sums: profiles are single runs, and formulas miss something of each part,
+    while whole times are medians of many runs. A fit of whole times to such sums would find too small a slope
+    and too large a constant, so the sums are fitted to them.
 
     Args:
-        sums: (V,).
+        sums: (V,), above 0.
         wholes: (V,), above 0.
 
     Returns:
-        Of least relative errors; both are 0 where there are no sums.
+        Of least relative errors.
 
     Source: regression dilution and inverse regression, Fuller 1987, "Measurement Error Models".
     """
     (share, missing), _ = nnls(np.column_stack([np.ones(len(wholes)), -1 / wholes]), sums / wholes)
-    return (float(missing / share), float(1 / share)) if share else (0.0, 0.0)
+    return float(missing / share), float(1 / share)
 
 
 def _layers(

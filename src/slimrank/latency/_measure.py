@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring: variant after variant, each exported, profiled and timed beside the original."""
+"""Measuring: variant after variant, each exported, profiled and timed in turns with the original."""
 
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from itertools import takewhile
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -59,7 +60,7 @@ PRECISIONS = ("float32", "int8")
 _FITTED, _MIXED = 8, 2
 # By how much they are more where only whole times tell of the runtime.
 _MORE = 2
-# Seconds that a variant and the original are run in turns.
+# Seconds that a variant and the original of its precision are run in turns; two originals take half of it.
 SECONDS = 2.0
 # Of the draw of variants and their weights.
 SEED = 0
@@ -144,7 +145,7 @@ def measure_variants(
         backend: a name of ``BACKENDS``.
         threads: of the runtime.
         batch: samples in the batch.
-        precision: "float32", or "int8": of the variants. The original that they are run beside is in float32.
+        precision: "float32", or "int8": of the variants. Ratios are to the original in float32.
         path: of the table's file, written after every variant, and gone on with; None for none.
         phases: progress.
 
@@ -165,6 +166,10 @@ def measure_variants(
     n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
     if record is not None and len(record.variants) == n_variants:
         return finished_table(record, structure, methods, path)
+    if record is not None and quantize is not None:
+        # An earlier version did not measure how the original stands in that precision: these do not mix.
+        known = takewhile(lambda variant: variant.standing_ratio is not None, record.variants)
+        record = replace(record, variants=tuple(known))
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
 
@@ -223,8 +228,8 @@ def drawn_variants(
         precision: of the variants.
 
     Returns:
-        In the order in which they are measured; first the network as it stands where it is not what all are
-        run beside.
+        In the order in which they are measured; in another precision than the original's first the network
+        as it stands.
     """
     return (
         *(() if precision == "float32" else (untouched(structure),)),
@@ -270,7 +275,7 @@ def _standing_spread(variants: Sequence[VariantTime]) -> float:
 
 
 def _ratios(variants: Sequence[VariantTime]) -> list[float]:
-    """Whole times of variants over that of the original, as if it had been in one state for all."""
+    """Whole times of variants over that of the original, as if the machine had been in one state for all."""
     standing = [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
     usual = median(standing) if standing else 1.0
     return [
@@ -393,8 +398,6 @@ def finished_table(
     spread = median(variant.before_spread for variant in record.variants)
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
-    # What the state of the machine does to a ratio between two precisions, the variants do not show.
-    error += _standing_spread(record.variants) / 2
     notes = []
     untimed = [method for method in methods if method in FORMS and not has_timed_form(method)]
     if untimed:
@@ -432,6 +435,16 @@ def finished_table(
         text = (
             f"ratios of whole times spread by {noise:.0%}: the machine did other work, and predicted times "
             f"may be off by {error:.0%}; measure again when it is quiet"
+        )
+        notes.append(Note(where="latency", text=text, is_warning=True))
+    # What the state of the machine does to a ratio between two precisions, the variants do not show.
+    standing = _standing_spread(record.variants)
+    error += standing / 2
+    if standing > _NOISY:
+        text = (
+            f"the ratio of the original in {record.conditions.precision} to that in float32 moved by "
+            f"{standing:.0%} meanwhile: other work slows the two unlike, and predicted ratios may be off by "
+            f"{error:.0%}; measure again when it is quiet"
         )
         notes.append(Note(where="latency", text=text, is_warning=True))
     table = Latencies(

@@ -122,7 +122,7 @@ class MemoryNeeds:
         size = min(max(self.feed.micro_size, 1), self.n_fit)
         graph = size * bytes_in_graph(self.graph_elements) if self.gradient_outputs else 0
         largest = max(self.paused, key=lambda name: self.paused[name], default="")
-        what = f"a backward pass over {size} samples (its largest layer is {largest!r})"
+        what = f"a backward pass over {size} samples (most is alive at {largest!r})"
         # A float32 and a float64 product beside the sums.
         n_bytes = self.held + sums + graph + (_FLOAT32 + _FLOAT64) * widest
         return Need(what=what, n_bytes=n_bytes, cure="give smaller samples, or pass fisher=False")

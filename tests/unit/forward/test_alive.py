@@ -46,6 +46,37 @@ def test_views_and_work_in_place_share_memory() -> None:
     assert alive == {"0": 3 * (2 + 6) * MAP, "3": 3 * ((2 + 6) * MAP + 4 * 5)}
 
 
+def test_what_functions_made_waits_as_well() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.deep, self.up = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = torch.relu(self.down(x))
+            deep = self.deep(torch.max_pool2d(kept, 2))
+            result: Tensor = self.up(torch.cat([kept, nn.functional.interpolate(deep, scale_factor=2)], 1))
+            return result
+
+    alive = alive_bytes(Functional(), as_batch(torch.randn(1, 2, 8, 8)), ["deep", "up"])
+    # A pooled map is a quarter as large; pooling also says where its maxima were, in no tensor that stays.
+    assert alive["deep"] == (2 + 8 + 2 + 2) * MAP
+    assert alive["up"] == (2 + 8 + 2 + 16 + 3) * MAP
+
+
+def test_mapped_functions_are_run_as_they_are() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gelu = nn.Linear(7, 7), nn.GELU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = torch.vmap(self.gelu)(self.first(x))
+            return result
+
+    assert alive_bytes(Mapped(), as_batch(torch.randn(2, 7)), ["first"]) == {"first": 2 * 2 * 4 * 7}
+
+
 def test_a_layer_counts_at_its_first_call() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -38,6 +38,9 @@ from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, Net
 _KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.1
 # Variants that the original counts for: plans leave much as it is, and ratios are shares of its time.
 _ORIGINAL_WEIGHT = 2
+# Narrower widths that a line through them takes at least, and how many times as long as it says a whole group
+# must take to be apart from it.
+_TELLING, _FAR = 3, 2.0
 # A pair must be faster than its layer by this share at least: less is within what measurements repeat.
 _NOISE = 0.02
 _Vector = NDArray[np.float64]
@@ -480,7 +483,7 @@ def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: 
     ragged: dict[str, float] = {}
     constants: dict[str, float] = {}
     for place in sorted({place for _, parts in profiles for place in parts.others}):
-        sizes, times, is_ragged = [], [], []
+        sizes, times, is_ragged, is_whole = [], [], [], []
         for variant, parts in profiles:
             if place in parts.others and parts.others[place] > 0:
                 counts = [len(variant.groups.get(name, range(known[name].units))) for name in place.groups]
@@ -493,9 +496,12 @@ def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: 
                         for name, count in zip(place.groups, counts, strict=True)
                     )
                 )
+                is_whole.append(all(name not in variant.groups for name in place.groups))
         if not times:
             continue
         matrix, taken, off = np.array(sizes), np.array(times), np.array(is_ragged)
+        if len(place.groups) == 1 and not off.any() and _leaves_line(matrix, taken, np.array(is_whole)):
+            off = np.array(is_whole)
         # Ragged widths take longer than any line says; without others there is no telling.
         used = ~off if (~off).any() else np.ones_like(off)
         constant, *slopes = nnls(matrix[used] / taken[used, None], np.ones(int(used.sum())))[0]
@@ -510,3 +516,21 @@ def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: 
         name: sum(constants.get(other, 0.0) for other in names if is_inside(other, (name,))) for name in names
     }
     return _Others(groups=groups, blocks=blocks, ragged=ragged)
+
+
+def _leaves_line(matrix: _Vector, taken: _Vector, is_whole: NDArray[np.bool_]) -> bool:
+    """Whether a place takes far longer while its group is whole than its narrower widths say.
+
+    Kernels of what is no layer have stairs of their own: int8 pooling on AVX2 is fast at 32 channels, and
+    takes fifteen times as long at 48.
+
+    Args:
+        matrix: (V, 2): 1 and the width, of each variant.
+        taken: (V,): times, above 0.
+        is_whole: (V,).
+    """
+    narrower = ~is_whole
+    if not is_whole.any() or narrower.sum() < _TELLING:
+        return False
+    line = nnls(matrix[narrower] / taken[narrower, None], np.ones(int(narrower.sum())))[0]
+    return bool(np.median(taken[is_whole] / (matrix[is_whole] @ line)) > _FAR)

@@ -146,7 +146,7 @@ class NetworkTimes:
         blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
             it.
         ragged: ns that a group costs beyond that as long as it is whole, where its width is no multiple of
-            the step: runtimes then take slower kernels, or other layouts.
+            the step, or not of what kernels other than those of layers take: they are slower then.
         fixed: ns that no plan changes.
         before: ns of the network as it stands, at the precision of the table.
         reference: ns that ratios are shares of: of the original in float32, as measured. In a float32 table

@@ -150,6 +150,42 @@ def test_profiles_that_wander_leave_the_slope_of_predictions_alone(study: sr.Stu
     assert np.mean(slopes) == pytest.approx(1, abs=0.03)
 
 
+def test_what_is_slow_at_the_whole_width_alone_is_told_apart(study: sr.Study) -> None:
+    """As int8 pooling, which takes many times as long at 48 channels as at 32."""
+    structure, untouched = study.structure, Step(structure=study.structure, layers={})
+    slow, extra = next(name for name, group in structure.channels.groups.items() if group.reason is None), 5e5
+
+    def parts_of(variant: Step) -> seams.Parts:
+        parts = parts_on_the_machine(variant)
+        place = seams.Place(block="", groups=(slow,))
+        more = 0.0 if slow in variant.groups else extra
+        return replace(parts, others={**parts.others, place: parts.others[place] + more})
+
+    variants = draw_variants(structure, study.methods, count=8, step=STEP, seed=0)
+    whole_ns = FIXED + parts_of(untouched).total
+    times = seams.fit_times(
+        structure,
+        study.methods,
+        [
+            seams.Measured(
+                variant=variant,
+                parts=parts_of(variant),
+                ratio=(FIXED + parts_of(variant).total) / whole_ns,
+                spread=0.0,
+            )
+            for variant in variants
+        ],
+        original=parts_of(untouched),
+        before=whole_ns,
+        reference=whole_ns,
+        batch=BATCH,
+        step=STEP,
+    ).times
+    assert times.ragged == {slow: pytest.approx(extra, rel=0.05)}
+    for variant in draw_variants(structure, study.methods, count=20, step=STEP, seed=9):
+        assert predicted_time(times, variant) == pytest.approx(FIXED + parts_of(variant).total, rel=0.03)
+
+
 def test_fresh_variants_of_grouped_kernels_are_predicted() -> None:
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Conv2d(16, 64, 1), nn.ReLU()]

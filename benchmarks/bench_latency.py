@@ -98,15 +98,15 @@ def rows_of(
         seed=SEED,
         mixed=True,
     )
+    quantize = quantize_of(precision)
     files = {
         number: opened(
             build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number),
             folder=folder / str(number),
-            quantize=quantize_of(precision),
+            quantize=quantize,
         )
         for number in plans
     }
-    quantize = quantize_of(precision)
     whole = original if quantize is None else opened(model, folder=folder / "whole", quantize=quantize)
     turns = partial(compare_in_turns, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS)
     ratios: dict[int, list[float]] = {number: [] for number in plans}

@@ -265,9 +265,13 @@ def _timed(
     )
 
 
+def _standing_ratios(variants: Sequence[VariantTime]) -> list[float]:
+    return [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
+
+
 def _standing_spread(variants: Sequence[VariantTime]) -> float:
     """Interquartile range of ``standing_ratio`` over its median; 0 where there are none."""
-    ratios = [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
+    ratios = _standing_ratios(variants)
     if len(ratios) < 2:
         return 0.0
     first, middle, third = quantiles(ratios, n=4)
@@ -276,7 +280,7 @@ def _standing_spread(variants: Sequence[VariantTime]) -> float:
 
 def _ratios(variants: Sequence[VariantTime]) -> list[float]:
     """Whole times of variants over that of the original, as if the machine had been in one state for all."""
-    standing = [variant.standing_ratio for variant in variants if variant.standing_ratio is not None]
+    standing = _standing_ratios(variants)
     usual = median(standing) if standing else 1.0
     return [
         variant.ratio if variant.standing_ratio is None else variant.ratio * usual / variant.standing_ratio

@@ -2,7 +2,7 @@
 """Peak of the activations of a forward pass, by liveness over the operations that it runs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.forward import Batch, named_tensors, run, watch_modules
+from slimrank.forward import Batch, run, tensor_storages, watch_modules
 
 
 def peak_activation_bytes(model: nn.Module, sample: Batch) -> int:
@@ -133,10 +133,10 @@ class _Recorder(TorchDispatchMode):
         self._steps += 1
         self._places.append(self._now)
         given = (*args, kwargs or {})
-        known = {storage._cdata for storage in _storages(given)}
+        known = {storage._cdata for storage in tensor_storages(given)}
         self.read(given)
         made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
+        for storage in tensor_storages(made):
             # A view of a weight is none of it, and what was made before is the same still.
             if storage._cdata not in known and storage._cdata not in self._lives:
                 self._held.append(StorageWeakRef(storage))
@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
 
     def read(self, value: object) -> None:
         """Notes that memory is needed up to now; what no operation made is a weight or a constant."""
-        for storage in _storages(value):
+        for storage in tensor_storages(value):
             if storage._cdata in self._lives:
                 self._lives[storage._cdata].last = self._steps
 
@@ -176,10 +176,3 @@ class _Recorder(TorchDispatchMode):
             change[life.first] += life.bytes
             change[life.last + 1] -= life.bytes
         return list(accumulate(change))
-
-
-def _storages(value: object) -> Iterator[torch.UntypedStorage]:
-    """The memory of every tensor of nested containers; sparse ones and the like have none to speak of."""
-    for _, tensor in named_tensors(value):
-        if tensor.layout is torch.strided:
-            yield tensor.untyped_storage()

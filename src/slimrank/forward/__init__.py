@@ -12,6 +12,7 @@ from slimrank.forward._batch import (
     map_tensors,
     named_tensors,
     take_samples,
+    tensor_storages,
 )
 from slimrank.forward._einsum import SingleSums
 from slimrank.forward._few_samples import few_samples
@@ -79,6 +80,7 @@ __all__ = [
     "run",
     "take_samples",
     "tap_layers",
+    "tensor_storages",
     "training_error",
     "watch_modules",
 ]

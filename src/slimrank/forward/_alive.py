@@ -8,7 +8,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.forward._batch import Batch, named_tensors
+from slimrank.forward._batch import Batch, tensor_storages
 from slimrank.forward._run import run
 from slimrank.forward._watch import watch_modules
 
@@ -58,9 +58,9 @@ class _Made(TorchDispatchMode):
     ) -> object:
         """Runs an operation."""
         # A view of a weight, or one that is worked on in place, is none of what is made.
-        known = {storage._cdata for storage in _storages((args, kwargs or {}))}
+        known = {storage._cdata for storage in tensor_storages((args, kwargs or {}))}
         result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
+        for storage in tensor_storages(result):
             if storage._cdata not in known:
                 self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         return result
@@ -73,12 +73,3 @@ class _Made(TorchDispatchMode):
             if not reference.expired()
         }
         return sum(n_bytes for _, n_bytes in self._held.values())
-
-
-def _storages(value: object) -> list[torch.UntypedStorage]:
-    """The memory of every tensor of nested containers; sparse ones and the like have none to speak of."""
-    return [
-        tensor.untyped_storage()
-        for _, tensor in named_tensors(value)
-        if tensor.layout is torch.strided and not tensor.is_meta
-    ]

@@ -129,6 +129,13 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor
             yield from named_tensors(item, f"{prefix}.{index}" if prefix else str(index))
 
 
+def tensor_storages(value: object) -> Iterator[torch.UntypedStorage]:
+    """The memory of every tensor of nested containers; sparse ones and the like have none to speak of."""
+    for _, tensor in named_tensors(value):
+        if tensor.layout is torch.strided:
+            yield tensor.untyped_storage()
+
+
 def batch_tensors(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a batch, named by argument."""
     for index, value in enumerate(batch.args):

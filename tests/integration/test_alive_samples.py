@@ -35,7 +35,7 @@ def test_samples_that_are_fitted_to_follow_what_is_alive(monkeypatch: pytest.Mon
     plan = study.plan(macs=0.7)
     # In both networks: inputs, what waits, both maps that are joined, the two joined, the output.
     most = 2 * (2 + 16 + 16 + 32 + 2) * MAP
-    for n_samples, told in ((80, None), (40, "layers were fitted to 32 of 64 samples")):
+    for n_samples, told in ((80, None), (40, "layers were fitted to 64, later 32, of 64 samples")):
         seams.limit_alive(monkeypatch, n_bytes=n_samples * most)
         notes = [note.text for note in study.apply(plan).notes if "layers were fitted to" in note.text]
         assert (notes == []) if told is None else (len(notes) == 1 and notes[0].startswith(told))

@@ -69,33 +69,33 @@ class Feed:
         Raises:
             BatchesError: the batches differ from those of the first pass.
         """
-        wanted = sorted(set(indices))
-        pending: Batch | None = None
+        for _, batch in self.stream_parts([indices]):
+            yield batch
+
+    def stream_parts(self, parts: Iterable[Iterable[int]]) -> Iterator[tuple[int, Batch]]:
+        """Micro-batches of several sets of samples, in one pass over the data.
+
+        Args:
+            parts: sample indices of each set.
+
+        Yields:
+            The number of a set, and a batch of at most ``micro_size`` of its samples; those of each set in
+            the order of the data.
+
+        Raises:
+            BatchesError: the batches differ from those of the first pass.
+        """
+        cutters = [_Cutter(indices, self.micro_size) for indices in parts]
         start = 0
-        n_found = 0
         for number, batch in enumerate(self._read_again()):
             size = self.sizes[number]
-            rows = []
-            while n_found < len(wanted) and wanted[n_found] < start + size:
-                rows.append(wanted[n_found] - start)
-                n_found += 1
+            for part, cutter in enumerate(cutters):
+                for micro in cutter.cut(batch, start, size):
+                    yield part, micro
             start += size
-            if not rows:
-                continue
-            if self.micro_size == 0:
-                yield replace(batch, is_whole=True)
-                continue
-            for first in range(0, len(rows), self.micro_size):
-                cut = take_samples(batch, rows[first : first + self.micro_size])
-                joined = None
-                if pending is not None and pending.n_samples + cut.n_samples <= self.micro_size:
-                    # Loaders with small batches: fewer, larger forwards.
-                    joined = join_samples(pending, cut)
-                if joined is None and pending is not None:
-                    yield pending
-                pending = joined or cut
-        if pending is not None:
-            yield pending
+        for part, cutter in enumerate(cutters):
+            if cutter.pending is not None:
+                yield part, cutter.pending
 
     def _read_again(self) -> Iterator[Batch]:
         """All batches, each compared with what the first pass gave."""
@@ -113,6 +113,51 @@ class Feed:
             raise BatchesError(
                 f"the batches ended after {count} of {len(self.digests)}; give a re-iterable such as a list"
             )
+
+
+class _Cutter:
+    """Cuts micro-batches of some samples out of the batches of a pass.
+
+    Args:
+        indices: of the samples.
+        micro_size: samples per micro-batch at most; 0 where batches cannot be cut.
+
+    Attributes:
+        pending: the last one, while samples may still come to it.
+    """
+
+    def __init__(self, indices: Iterable[int], micro_size: int) -> None:
+        self._wanted = sorted(set(indices))
+        self._micro_size = micro_size
+        self._n_found = 0
+        self.pending: Batch | None = None
+
+    def cut(self, batch: Batch, start: int, size: int) -> Iterator[Batch]:
+        """Micro-batches that are complete.
+
+        Args:
+            batch: the next one of the pass.
+            start: index of its first sample.
+            size: its samples.
+        """
+        rows = []
+        while self._n_found < len(self._wanted) and self._wanted[self._n_found] < start + size:
+            rows.append(self._wanted[self._n_found] - start)
+            self._n_found += 1
+        if not rows:
+            return
+        if self._micro_size == 0:
+            yield replace(batch, is_whole=True)
+            return
+        for first in range(0, len(rows), self._micro_size):
+            cut = take_samples(batch, rows[first : first + self._micro_size])
+            joined = None
+            if self.pending is not None and self.pending.n_samples + cut.n_samples <= self._micro_size:
+                # Loaders with small batches: fewer, larger forwards.
+                joined = join_samples(self.pending, cut)
+            if joined is None and self.pending is not None:
+                yield self.pending
+            self.pending = joined or cut
 
 
 def evenly_spaced(indices: Sequence[int], count: int) -> tuple[int, ...]:

@@ -1,31 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is fixed before the first layer is fitted."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate import Feed, collect_moments, evenly_spaced
+from slimrank.calibrate import collect_moments
 from slimrank.capture import Epilogue
-from slimrank.cost import SAMPLING, bytes_text, fitting_bytes
+from slimrank.cost import bytes_text, fitting_bytes
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
-from slimrank.forward import Batch
+from slimrank.fitting._live import LiveBatches, choose_lives
 from slimrank.linalg import Moments
 from slimrank.plan import Plan
-from slimrank.records import LayerSpec, Note
+from slimrank.records import Note
 
-# Fitted to so many samples even where their activations exceed the memory budget: a fit to fewer says little.
-_MIN_LIVE_SAMPLES = 32
-# Each forward is a thread in each network, and a thread costs memory. The note below says 64.
-_MAX_FORWARDS = 64
-# Micro-batches of the study per forward. Without a backward pass a forward may hold more samples, and fewer
-# threads need less memory; a larger forward is alive at once with all it holds.
-_FORWARDS_PER_MICRO = 4
-# Samples of a forward above which micro-batches are left as they are: larger tensors leave the cache.
-_ENOUGH_SAMPLES = 128
 _ONE_BY_ONE = Note(
     where="apply",
     text="the model keeps state on itself during a forward, so batches were run one after "
@@ -43,9 +34,7 @@ class BuildContext:
         data: what fits draw on.
         has_bias: whether the plan counts a bias where the layer has none.
         layer_indices: of every layer in the study, by its name; rows are drawn by it.
-        batches: forwards of both networks: the first are fitted to, the others are held out.
-        n_fit_batches: how many of them are fitted to.
-        n_fit_samples: samples in these.
+        live: forwards of both networks that reach each layer of the study, by its name.
         shared_moments: of the inputs of layers that are called several times, over all calls in the original.
         epilogues: what follows layers, where fits may know of it.
         can_interleave: whether forwards may pause side by side; else they run one after the other.
@@ -57,9 +46,7 @@ class BuildContext:
     data: Data
     has_bias: bool
     layer_indices: Mapping[str, int]
-    batches: Sequence[Batch]
-    n_fit_batches: int
-    n_fit_samples: int
+    live: Mapping[str, LiveBatches]
     shared_moments: Mapping[str, Moments]
     epilogues: Mapping[str, Epilogue]
     can_interleave: bool
@@ -99,10 +86,8 @@ def open_build(
         The context, and what the user should know.
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
-    fit, held_out, sample_notes = _live_samples(data.feed, data.seen.paused)
-    feed = replace(data.feed, micro_size=forward_size(data.feed))
-    fit_batches = list(feed.stream(fit))
-    batches = (*fit_batches, *feed.stream(held_out))
+    lives, sample_notes = choose_lives(data.feed, list(specs), data.seen.paused)
+    batches = lives.all.batches
     layer_indices = {name: index for index, name in enumerate(specs)}
     shared_moments = _shared_moments(tasks, layer_indices, data)
     # An epilogue follows one call of a layer, a transposed convolution only once its taps are summed, and the
@@ -117,8 +102,13 @@ def open_build(
         found = data.seen.epilogues(batches)
         epilogues = {name: found[name] for name in one_call if name in found}
     may_interleave = not tasks or data.seen.may_interleave(batches)
-    needed = _most_while_paused(
-        data.seen.paused, [task.spec for task in tasks.values()], len(fit) + len(held_out), len(data.feed.fit)
+    needed = max(
+        (
+            lives.at[name].n_samples * data.seen.paused.get(name, 0)
+            + fitting_bytes(task.spec, len(data.feed.fit))
+            for name, task in tasks.items()
+        ),
+        default=0,
     )
     fits_at_once = needed <= data.budgets.fits
     context = BuildContext(
@@ -127,9 +117,7 @@ def open_build(
         data=data,
         has_bias=plan.has_bias,
         layer_indices=layer_indices,
-        batches=batches,
-        n_fit_batches=len(fit_batches),
-        n_fit_samples=len(fit),
+        live=lives.at,
         shared_moments=shared_moments,
         epilogues=epilogues,
         can_interleave=may_interleave and fits_at_once,
@@ -143,26 +131,12 @@ def open_build(
     return context, (*sample_notes, *run_notes)
 
 
-def forward_size(feed: Feed) -> int:
-    """Samples per forward at most, while layers are fitted; 0 where batches cannot be cut."""
-    return max(feed.micro_size, min(_FORWARDS_PER_MICRO * feed.micro_size, _ENOUGH_SAMPLES))
-
-
 def _one_by_one_to_save(n_bytes: int) -> Note:
     return Note(
         where="apply",
         text="batches were run one after the other, from the start for every layer: all of them at one depth "
         f"of both networks would have taken {bytes_text(n_bytes)} (estimated), more than memory= leaves; "
         "slower, equally exact",
-    )
-
-
-def _most_while_paused(
-    paused: Mapping[str, int], specs: Iterable[LayerSpec], n_samples: int, n_fit: int
-) -> int:
-    """Memory of paused forwards and a fit, at the layer where that is most."""
-    return max(
-        (n_samples * paused.get(spec.name, 0) + fitting_bytes(spec, n_fit) for spec in specs), default=0
     )
 
 
@@ -184,28 +158,6 @@ def pending_layer(context: BuildContext, name: str, current: nn.Module) -> Pendi
         current=current,
         is_changed=known is not None and not _are_same_tensors(_copied_parameters(current), known),
     )
-
-
-def _live_samples(
-    feed: Feed, paused: Mapping[str, int]
-) -> tuple[Sequence[int], Sequence[int], tuple[Note, ...]]:
-    """Samples to fit to and held-out ones that can be held alive at one depth of both networks.
-
-    The share of held-out ones is kept. Then what the user should know.
-    """
-    largest = max(paused.values(), default=0)
-    limit = max(_MIN_LIVE_SAMPLES, SAMPLING.live_activations // max(largest, 1))
-    limit = min(limit, _MAX_FORWARDS * max(feed.micro_size, 1))
-    if feed.n_samples <= limit:
-        return feed.fit, feed.held_out, ()
-    n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))
-    note = Note(
-        where="apply",
-        text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps what is alive at one "
-        f"depth below {bytes_text(SAMPLING.live_activations)} (estimated), and forwards below 64",
-    )
-    held_out = evenly_spaced(feed.held_out, max(1, limit - n_fit))
-    return evenly_spaced(feed.fit, n_fit), held_out, (note,)
 
 
 def _shared_moments(

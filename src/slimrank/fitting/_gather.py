@@ -108,7 +108,7 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAt
     Args:
         context: of the build.
         layer: to be fitted.
-        batches: what reaches it, per batch of the context.
+        batches: what reaches it, per batch that is alive there.
 
     Returns:
         Sums over the rows, and some of the rows; None where all calls of the layer share moments.
@@ -123,7 +123,7 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAt
     step = _clipped_row_step(task)
     is_unpaired = isinstance(batches, Sequence) and any(_is_unpaired(layer, batch) for batch in batches)
     for batch_index, reaching in enumerate(batches):
-        is_fitted = batch_index < context.n_fit_batches
+        is_fitted = batch_index < context.live[task.spec.name].n_fit_batches
         # From the first batch on where all are there: rows of equal number may be others, too.
         is_unpaired = is_unpaired or _is_unpaired(layer, reaching)
         batch = _as_in_original(reaching) if is_unpaired else reaching
@@ -298,8 +298,9 @@ def _known_outputs(layer: PendingLayer, batch: BatchAtLayer) -> Tensor | None:
 
 def _drawn_positions(context: BuildContext, task: LayerTask, batch_index: int, x: Tensor) -> Tensor:
     """Positions whose rows are taken from one batch: the same in both models, and in every run."""
-    batch = context.batches[batch_index]
-    share = batch.n_samples / max(context.n_fit_samples, 1)
+    live = context.live[task.spec.name]
+    batch = live.batches[batch_index]
+    share = batch.n_samples / max(live.n_fit_samples, 1)
     # A held-out batch may be larger than all samples that are fitted to.
     count = min(rows_wanted(task.spec, share), row_cap(task.spec))
     seed = layer_seed(context.data.seed, context.layer_indices[task.spec.name], batch_index, 0)

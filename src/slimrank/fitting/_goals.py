@@ -70,7 +70,9 @@ def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -
 
 def is_scarce(context: BuildContext, task: LayerTask) -> bool:
     """Whether fewer rows reach a layer than a fit to inputs that have moved wants."""
-    return rows_available(task.spec, context.n_fit_samples) < ENOUGH_ROWS * block_width(task.spec)
+    return rows_available(task.spec, context.live[task.spec.name].n_fit_samples) < ENOUGH_ROWS * block_width(
+        task.spec
+    )
 
 
 def ridges_to_try(least: float, n_rows: int, n_columns: int) -> tuple[float, ...]:

@@ -133,7 +133,8 @@ def _forwards(
         if epilogue.shortcut is not None and epilogue.shortcut.source in present
     }
     kind = Lockstep if context.can_interleave else OneByOne
-    return kind(model, context.batches, stops, shortcuts, keep_outputs=keep_outputs)
+    ends = {batch: name for name in stops for batch in context.live[name].batches}
+    return kind(model, list(ends), stops, shortcuts, ends=list(ends.values()), keep_outputs=keep_outputs)
 
 
 def _unpaired(names: Sequence[str]) -> Note:

@@ -53,6 +53,7 @@ class _PausableForward:
 
     Attributes:
         batch: the arguments.
+        last: number of the stop that it is run to, not further.
         paused_at: the layer that it waits in; None before the first one.
         x: input of that layer, where it is a tensor.
         y: its output, where it is a tensor and is kept.
@@ -63,8 +64,9 @@ class _PausableForward:
         abandoned: it shall end at its next stop.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, last: int) -> None:
         self.batch = batch
+        self.last = last
         self.paused_at: str | None = None
         self.x: Tensor | None = None
         self.y: Tensor | None = None
@@ -103,7 +105,7 @@ class OneByOne:
         batches: one forward each, for every layer.
         stops: layers to stop at.
         shortcuts: by layer, what to read on the way; see ``shortcut``.
-        keep_outputs: as for ``Lockstep``.
+        ends, keep_outputs: as for ``Lockstep``.
     """
 
     def __init__(
@@ -113,11 +115,12 @@ class OneByOne:
         stops: Sequence[str],
         shortcuts: Mapping[str, Shortcut] | None = None,
         *,
+        ends: Sequence[str] | None = None,
         keep_outputs: bool = False,
     ) -> None:
         self._model = model
-        self._batches = batches
-        self._stops = frozenset(stops)
+        self._order = {name: index for index, name in enumerate(stops)}
+        self._batches = list(zip(batches, _last_stops(self._order, batches, ends), strict=True))
         self._shortcuts = shortcuts or {}
         self._keep_outputs = keep_outputs
         self._taken: list[Tensor | None] = []
@@ -141,9 +144,10 @@ class OneByOne:
 
     def each(self, name: str) -> Iterator[Reached]:
         """The same one batch at a time, each forward run when it is asked for: only one is alive."""
-        if name not in self._stops:
-            raise KeyError(name)
-        for batch in self._batches:
+        target = self._order[name]
+        for batch, last in self._batches:
+            if last < target:
+                continue
             with Lockstep(
                 self._model, [batch], [name], self._shortcuts, keep_outputs=self._keep_outputs
             ) as alone:
@@ -207,6 +211,8 @@ class Lockstep:
         batches: one forward each.
         stops: layers to stop at, in execution order.
         shortcuts: by layer, what to read on the way; see ``shortcut``.
+        ends: for each batch, the stop that it is run to: further ones are reached without it, and what it
+            holds is freed. None runs all batches to the last stop.
         keep_outputs: stop behind the layers instead of before them, so that their outputs are known; for a
             model whose layers nobody changes meanwhile.
     """
@@ -218,13 +224,17 @@ class Lockstep:
         stops: Sequence[str],
         shortcuts: Mapping[str, Shortcut] | None = None,
         *,
+        ends: Sequence[str] | None = None,
         keep_outputs: bool = False,
     ) -> None:
         self._model = model
         self._keep_outputs = keep_outputs
         self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
         self._order = {name: index for index, name in enumerate(stops)}
-        self._forwards = [_PausableForward(batch) for batch in batches]
+        self._forwards = [
+            _PausableForward(batch, last)
+            for batch, last in zip(batches, _last_stops(self._order, batches, ends), strict=True)
+        ]
         self._by_thread: dict[int, _PausableForward] = {}
         self._ahead: threading.Thread | None = None
         self._context = contextlib.ExitStack()
@@ -263,13 +273,8 @@ class Lockstep:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wait()
-        # A thread that waits forever would keep its batch and the model alive: each one ends at its stop.
-        for forward in self._forwards:
-            if not forward.finished:
-                forward.abandoned = True
-                forward.may_run.release()
-        for forward in self._forwards:
-            _join(forward.thread)
+        # A thread that waits forever would keep its batch and the model alive.
+        _abandon(self._forwards)
         self._context.close()
 
     def advance(self, name: str) -> list[Tensor | None]:
@@ -279,7 +284,7 @@ class Lockstep:
             name: one of the stops, not before the one of the last call.
 
         Returns:
-            Input of the layer, per batch; None where a forward does not call it.
+            Input of the layer, per batch that is run so far; None where a forward does not call it.
         """
         self._wait()
         self._run_to(name)
@@ -307,6 +312,9 @@ class Lockstep:
     def _run_to(self, name: str) -> None:
         """Runs one forward after the other up to a layer; ends at the first that fails."""
         target = self._order[name]
+        # First, so that the others find what these held.
+        _abandon([forward for forward in self._forwards if forward.last < target])
+        self._forwards = [forward for forward in self._forwards if forward.last >= target]
         for forward in self._forwards:
             while not forward.finished and (
                 forward.paused_at is None or self._order[forward.paused_at] < target
@@ -405,6 +413,21 @@ class Lockstep:
         forward.x = forward.y = None
         if forward.abandoned:
             raise _Abandoned
+
+
+def _last_stops(order: Mapping[str, int], batches: Sequence[Batch], ends: Sequence[str] | None) -> list[int]:
+    """Number of the stop that each batch is run to."""
+    return [len(order)] * len(batches) if ends is None else [order[name] for name in ends]
+
+
+def _abandon(forwards: Sequence[_PausableForward]) -> None:
+    """Ends forwards where they wait."""
+    for forward in forwards:
+        if not forward.finished:
+            forward.abandoned = True
+            forward.may_run.release()
+    for forward in forwards:
+        _join(forward.thread)
 
 
 def _join(thread: threading.Thread | None) -> None:

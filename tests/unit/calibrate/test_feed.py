@@ -2,6 +2,8 @@
 """Calibration batches: what is refused, how samples are split and cut, and that they stay the same."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -157,6 +159,25 @@ def test_micro_batches_follow_the_size_of_the_activations(output_elements: int, 
     sizes = [len(batch) for batch in _seen(feed, range(300))]
     assert max(sizes) == micro_size
     assert sum(sizes) == 300
+
+
+def test_several_sets_of_samples_are_cut_in_one_pass() -> None:
+    passes: list[int] = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[Tensor]:
+            passes.append(1)
+            return iter(_samples(20).split(6))
+
+    feed = replace(_open(Loader()), micro_size=4)
+    parts = ([0, 1, 2, 7, 13], [], list(range(20)))
+    passes.clear()
+    found: list[list[list[int]]] = [[] for _ in parts]
+    for part, batch in feed.stream_parts(parts):
+        found[part].append([int(i) for i in batch.args[0][:, 0]])  # type: ignore[index]
+    assert passes == [1]
+    assert found == [_seen(feed, part) for part in parts]
+    assert [list(chain(*part)) for part in found] == [list(part) for part in parts]
 
 
 def test_micro_batches_do_not_cross_batches() -> None:

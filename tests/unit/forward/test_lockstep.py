@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import threading
+import weakref
 
 import pytest
 import torch
@@ -43,6 +44,41 @@ def test_outputs_are_kept_where_that_is_asked_for(kind: type[Lockstep | OneByOne
     with kind(model, data, ["0", "2"]) as forwards:
         forwards.advance("0")
         assert forwards.outputs() == [None] * len(data)
+
+
+@pytest.mark.parametrize("kind", [Lockstep, OneByOne])
+@torch.no_grad()
+def test_a_batch_is_run_to_the_stop_where_it_ends(kind: type[Lockstep | OneByOne]) -> None:
+    model, data = net(), batches()
+    ran: list[int] = []
+    model[2].register_forward_hook(lambda _module, _args, output: ran.append(len(output)))
+    with kind(model, data, ["0", "2", "4"], ends=["4", "0", "2"], keep_outputs=True) as forwards:
+        sizes = {name: [len(x) for x in forwards.advance(name)] for name in ("0", "2", "4")}
+        assert [y.shape for y in forwards.outputs()] == [(3, 3)]
+    assert sizes == {"0": [3, 1, 2], "2": [3, 2], "4": [3]}
+    assert 1 not in ran
+
+
+def test_a_batch_that_ends_is_freed() -> None:
+    class Big(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = x + 1
+            made.append(weakref.ref(kept))
+            result: Tensor = self.b(self.a(x)) + kept
+            return result
+
+    made: list[weakref.ref[Tensor]] = []
+    before = threading.active_count()
+    with Lockstep(Big().eval(), batches(), ["a", "b"], ends=["b", "a", "a"]) as lockstep:
+        lockstep.advance("a")
+        assert [ref() is None for ref in made] == [False] * 3
+        lockstep.advance("b")
+        assert [ref() is None for ref in made] == [False, True, True]
+        assert threading.active_count() == before + 1
 
 
 @torch.no_grad()

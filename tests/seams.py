@@ -576,6 +576,14 @@ def remove_in_blocks(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(_obs, "_ERROR_COLUMNS", columns)
 
 
+def gather_steps(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Removals change an inverse matrix once so many columns have gone.
+
+    Patched: the number of columns, which small matrices never reach.
+    """
+    monkeypatch.setattr(_obs, "_STEPS_AT_ONCE", columns)
+
+
 def remove_in_batches(monkeypatch: pytest.MonkeyPatch, *, above: int, rounds: int) -> None:
     """Several units go at a time where a consumer has more columns than ``above``: ``rounds`` per halving.
 

@@ -41,6 +41,9 @@ _CANDIDATES = 4
 # Matrices are cut down to the units that are left once these are at most this share of what they hold. More
 # would copy them more often, less would compute longer with units that are gone.
 _SHRINK_AT = 0.75
+# Columns that change an inverse in one product. While more wait, columns that are asked for cost more; a
+# product of fewer is bound by memory.
+_STEPS_AT_ONCE = 96
 # Where rows are few and wide, errors are computed at so many counts, and interpolated between them.
 _WIDE_COUNTS = 24
 # Columns whose errors are computed together: more make larger products, and waste more above their diagonal.
@@ -122,7 +125,7 @@ def removal_order(
         _elimination(consumer, values, n_units, _ridge_value(consumer.moments, ridge))
         for consumer, values in zip(counting, weighted, strict=True)
     ]
-    n_columns = sum(len(elimination.inverse) for elimination in eliminations)
+    n_columns = sum(elimination.n_columns for elimination in eliminations)
 
     def batch_size(n_left: int) -> int:
         if batch is not None:
@@ -182,55 +185,91 @@ def _errors_of_order(
     return total
 
 
-@dataclass(slots=True, eq=False)
 class _Elimination:
     """What is left of one consumer while units go.
 
-    Attributes:
+    Products that change the whole inverse wait until they are many, since a product of few columns takes as
+    long as the matrix takes to be read; its blocks and columns that are asked for are brought up to date.
+
+    Args:
         units: (U,) int64, the units it reads.
-        index_of: (all units,) int64, the index of each of them in ``units``; -1 for the others.
-        inverse: (D, D), H^-1 of what is left: columns unit by unit, then those that stay always.
-        weighted: (D, O), M^T.
+        n_units: how many units there are.
+        inverse: (D, D), H^-1: columns unit by unit, then those that stay always. It is written on.
+        weighted: (D, O), M^T. It is written on.
         unit_columns: columns of every unit.
+
+    Attributes:
+        units: as given.
+        index_of: (all units,) int64, the index of each of them in ``units``; -1 for the others.
+        n_columns: D.
     """
 
-    units: Tensor
-    index_of: Tensor
-    inverse: Tensor
-    weighted: Tensor
-    unit_columns: int
+    def __init__(
+        self, units: Tensor, n_units: int, inverse: Tensor, weighted: Tensor, unit_columns: int
+    ) -> None:
+        self.units = units
+        self.index_of = _index_of(units, n_units)
+        self.n_columns = len(inverse)
+        self._unit_columns = unit_columns
+        self._weighted = weighted
+        # H^-1 of what is left is ``_inverse - _steps[:n]^T _steps[:n]``.
+        self._inverse = inverse
+        self._steps = inverse.new_empty(_STEPS_AT_ONCE, len(inverse))
+        self._n_steps = 0
+        shape = (len(units), unit_columns)
+        size = len(units) * unit_columns
+        # (U, unit_columns, unit_columns), always up to date.
+        blocks: Tensor = inverse[:size, :size].unflatten(0, shape).unflatten(2, shape)
+        self._blocks: Tensor = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
 
     def costs(self) -> Tensor:
         """(U,) float64: what the removal of each unit would cost; 0 for those that are gone."""
-        n_units, n_columns = len(self.units), self.unit_columns
-        size = n_units * n_columns
-        weights: Tensor = self.weighted[:size].unflatten(0, (n_units, n_columns))
+        n_units, n_columns = len(self.units), self._unit_columns
+        weights = self._weighted[: n_units * n_columns]
         if n_columns == 1:
-            norms: Tensor = weights.square().sum((1, 2))
-            return norms / self.inverse.diagonal()[:size] / 2
-        blocks = (
-            self.inverse[:size, :size].unflatten(0, (n_units, n_columns)).unflatten(2, (n_units, n_columns))
-        )
-        # (n_columns, n_columns, U) -> (U, n_columns, n_columns)
-        inverted: Tensor = torch.linalg.inv(blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
-        return (inverted * (weights @ weights.mT)).sum((1, 2)) / 2
+            norms: Tensor = torch.linalg.vector_norm(weights, dim=1).square()
+            return norms / self._blocks.flatten() / 2
+        by_unit: Tensor = weights.unflatten(0, (n_units, n_columns))
+        inverted: Tensor = torch.linalg.inv(self._blocks)
+        return (inverted * (by_unit @ by_unit.mT)).sum((1, 2)) / 2
 
     def remove(self, units: Tensor) -> None:
         """Takes units out, and fits the rest anew."""
         columns = self._columns(units)
         if not len(columns):
             return
-        across = self.inverse[:, columns]
-        factor = cholesky_psd(across[columns])
-        step = torch.linalg.solve_triangular(factor, across.T, upper=False)  # (C, D)
-        gone = torch.linalg.solve_triangular(factor, self.weighted[columns], upper=False)
-        self.weighted.addmm_(step.T, gone, alpha=-1)
-        self.inverse.addmm_(step.T, step, alpha=-1)
+        if self._n_steps + len(columns) > _STEPS_AT_ONCE:
+            self._catch_up()
+        waiting = self._steps[: self._n_steps]
+        across = self._inverse[columns] - waiting[:, columns].T @ waiting  # (C, D)
+        factor = cholesky_psd(across[:, columns])
+        step = torch.linalg.solve_triangular(factor, across, upper=False)
+        gone = torch.linalg.solve_triangular(factor, self._weighted[columns], upper=False)
+        self._weighted.addmm_(step.T, gone, alpha=-1)
+        size = len(self.units) * self._unit_columns
+        by_unit = step[:, :size].unflatten(1, (len(self.units), self._unit_columns)).transpose(0, 1)
+        self._blocks -= by_unit.mT @ by_unit
+        if len(columns) > _STEPS_AT_ONCE:
+            self._inverse.addmm_(step.T, step, alpha=-1)
+        else:
+            self._steps[self._n_steps : self._n_steps + len(columns)] = step
+            self._n_steps += len(columns)
         # Rounding errors left there would grow; ones on the diagonal keep the blocks of units invertible.
-        self.weighted[columns] = 0
-        self.inverse[columns] = 0
-        self.inverse[:, columns] = 0
-        self.inverse[columns, columns] = 1
+        self._weighted[columns] = 0
+        self._inverse[columns] = 0
+        self._inverse[:, columns] = 0
+        self._inverse[columns, columns] = 1
+        self._steps[: self._n_steps, columns] = 0
+        indices = self.index_of[units]
+        self._blocks[indices[indices >= 0]] = torch.eye(
+            self._unit_columns, dtype=self._blocks.dtype, device=self._blocks.device
+        )
+
+    def _catch_up(self) -> None:
+        """Applies the products that wait."""
+        steps = self._steps[: self._n_steps]
+        self._inverse.addmm_(steps.T, steps, alpha=-1)
+        self._n_steps = 0
 
     def restricted(self, units: Tensor) -> "_Elimination":
         """A copy for some of the units: exact for them as long as no other unit goes."""
@@ -242,20 +281,21 @@ class _Elimination:
         remaining = self.units[~is_gone[self.units]]
         if len(remaining) > _SHRINK_AT * len(self.units):
             return self
-        n_unit_columns = len(self.units) * self.unit_columns
-        always = torch.arange(n_unit_columns, len(self.inverse), device=remaining.device)
+        n_unit_columns = len(self.units) * self._unit_columns
+        always = torch.arange(n_unit_columns, self.n_columns, device=remaining.device)
         return self._with_units(remaining, torch.cat([self._columns(remaining), always]))
 
     def _with_units(self, units: Tensor, columns: Tensor) -> "_Elimination":
-        index_of = _index_of(units, len(self.index_of))
-        inverse = _submatrix(self.inverse, columns)
-        return _Elimination(units, index_of, inverse, self.weighted[columns], self.unit_columns)
+        inverse = _submatrix(self._inverse, columns)
+        waiting = self._steps[: self._n_steps, columns]
+        inverse.addmm_(waiting.T, waiting, alpha=-1)
+        return _Elimination(units, len(self.index_of), inverse, self._weighted[columns], self._unit_columns)
 
     def _columns(self, units: Tensor) -> Tensor:
         indices = self.index_of[units]
         indices = indices[indices >= 0]
-        within_unit = torch.arange(self.unit_columns, device=indices.device)
-        return (indices[:, None] * self.unit_columns + within_unit).flatten()
+        within_unit = torch.arange(self._unit_columns, device=indices.device)
+        return (indices[:, None] * self._unit_columns + within_unit).flatten()
 
 
 def _remove_cheapest(
@@ -307,13 +347,12 @@ def _remove_cheapest(
 def _elimination(consumer: Consumer, weighted: Tensor, n_units: int, ridge_value: float) -> _Elimination:
     weighted = weighted.T  # (D, O)
     units, columns = _columns_by_unit(consumer.unit_of, n_units)
-    index_of = _index_of(units, n_units)
     if _is_identity(consumer.moments):
         # Nothing makes up for a column, so that only the norm of all columns of a unit matters.
         squares = weighted.square().sum(1)
         norms = torch.where(columns < 0, 0, squares[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt()
         inverse = torch.eye(len(units), dtype=norms.dtype, device=norms.device)
-        return _Elimination(units, index_of, inverse, norms, 1)
+        return _Elimination(units, n_units, inverse, norms, 1)
     has_taps = columns.shape[1] > 1
     if len(weighted) > (MAX_EXACT_COLUMNS if has_taps else _MAX_COLUMNS):
         moment, weighted = _averaged_over_taps(consumer.moments, weighted, columns)
@@ -329,7 +368,7 @@ def _elimination(consumer: Consumer, weighted: Tensor, n_units: int, ridge_value
     if weighted.shape[1] > len(weighted):
         weighted = torch.linalg.qr(weighted.T, mode="r").R.T.contiguous()
     inverse = torch.cholesky_inverse(cholesky_psd(moment))
-    return _Elimination(units, index_of, inverse, weighted.contiguous(), unit_columns)
+    return _Elimination(units, n_units, inverse, weighted.contiguous(), unit_columns)
 
 
 def _columns_by_unit(unit_of: Tensor, n_units: int) -> tuple[Tensor, Tensor]:

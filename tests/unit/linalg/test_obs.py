@@ -110,7 +110,11 @@ def test_errors_of_any_order_are_those_of_refits(
     torch.testing.assert_close(removal_errors(consumers, order, ridge=_RIDGE), explicit, rtol=1e-9, atol=1e-9)
 
 
-def test_the_order_is_that_of_an_exhaustive_greedy_search(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("columns", [1, 4, 7, 96])
+def test_the_order_is_that_of_an_exhaustive_greedy_search(
+    columns: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.gather_steps(monkeypatch, columns)
     consumers = _two(rng)
     removal = removal_order(consumers, 6, ridge=_RIDGE)
     assert removal.order.tolist() == _greedy(consumers, 6, _RIDGE)

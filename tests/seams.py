@@ -91,8 +91,8 @@ from slimrank.deploy._quiet import EXPORT_TURN
 from slimrank.deploy._recorded_model import RecordedModel
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import time_in_turns
-from slimrank.fitting import Data, _fit, _fit_layer, _install, _seen
-from slimrank.fitting import _live as _fitting_live
+from slimrank.fitting import Data, _alive_batches, _fit, _fit_layer, _install, _seen
+from slimrank.fitting._alive_batches import choose_alive
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
 from slimrank.fitting._gather import affine_of, have_same_positions
@@ -101,7 +101,6 @@ from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
 from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
-from slimrank.fitting._live import BatchLives, choose_lives
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward import Batch
 from slimrank.forward._record import handing_out, recording
@@ -754,8 +753,8 @@ def limit_calibration(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
 
 def limit_alive(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
     """Forwards that pause in ``apply`` hold so many bytes at one depth at most."""
-    limits = replace(_fitting_live.SAMPLING, live_activations=n_bytes)
-    monkeypatch.setattr(_fitting_live, "SAMPLING", limits)
+    limits = replace(_alive_batches.SAMPLING, live_activations=n_bytes)
+    monkeypatch.setattr(_alive_batches, "SAMPLING", limits)
 
 
 def record_of(table: Latencies) -> LatencyRecord:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from slimrank.calibrate import collect_moments
 from slimrank.capture import Epilogue
 from slimrank.cost import bytes_text, fitting_bytes
+from slimrank.fitting._alive_batches import AliveBatches, choose_alive
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
-from slimrank.fitting._live import LiveBatches, choose_lives
 from slimrank.linalg import Moments
 from slimrank.plan import Plan
 from slimrank.records import Note
@@ -34,7 +34,8 @@ class BuildContext:
         data: what fits draw on.
         has_bias: whether the plan counts a bias where the layer has none.
         layer_indices: of every layer in the study, by its name; rows are drawn by it.
-        live: forwards of both networks that reach each layer of the study, by its name.
+        alive: forwards of both networks that reach each layer, by its name; a layer is taken out once it is
+            fitted, so that batches go that none of the others needs.
         shared_moments: of the inputs of layers that are called several times, over all calls in the original.
         epilogues: what follows layers, where fits may know of it.
         can_interleave: whether forwards may pause side by side; else they run one after the other.
@@ -46,7 +47,7 @@ class BuildContext:
     data: Data
     has_bias: bool
     layer_indices: Mapping[str, int]
-    live: Mapping[str, LiveBatches]
+    alive: dict[str, AliveBatches]
     shared_moments: Mapping[str, Moments]
     epilogues: Mapping[str, Epilogue]
     can_interleave: bool
@@ -86,8 +87,8 @@ def open_build(
         The context, and what the user should know.
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
-    lives, sample_notes = choose_lives(data.feed, list(specs), data.seen.paused)
-    batches = lives.all.batches
+    alive, sample_notes = choose_alive(data.feed, list(specs), tasks, data.seen.paused)
+    batches = alive[next(iter(tasks))].batches if tasks else ()
     layer_indices = {name: index for index, name in enumerate(specs)}
     shared_moments = _shared_moments(tasks, layer_indices, data)
     # An epilogue follows one call of a layer, a transposed convolution only once its taps are summed, and the
@@ -101,10 +102,11 @@ def open_build(
     if data.sequential and one_call and not has_hook:
         found = data.seen.epilogues(batches)
         epilogues = {name: found[name] for name in one_call if name in found}
-    may_interleave = not tasks or data.seen.may_interleave(batches)
+    gives_up = len({found.n_samples for found in alive.values()}) > 1
+    may_interleave = data.seen.may_interleave(batches, gives_up=gives_up)
     needed = max(
         (
-            lives.at[name].n_samples * data.seen.paused.get(name, 0)
+            alive[name].n_samples * data.seen.paused.get(name, 0)
             + fitting_bytes(task.spec, len(data.feed.fit))
             for name, task in tasks.items()
         ),
@@ -117,7 +119,7 @@ def open_build(
         data=data,
         has_bias=plan.has_bias,
         layer_indices=layer_indices,
-        live=lives.at,
+        alive=alive,
         shared_moments=shared_moments,
         epilogues=epilogues,
         can_interleave=may_interleave and fits_at_once,

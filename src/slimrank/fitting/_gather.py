@@ -85,7 +85,7 @@ def run_to_layer(before: Forwards, after: Forwards, name: str) -> Iterable[Batch
 
     Args:
         before: forwards of the original.
-        after: of the new model, over the same batches.
+        after: of the new model, over the batches that reach the layer.
         name: of the layer.
 
     Returns:
@@ -121,9 +121,10 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAt
     # With plenty of rows a fit to the original's inputs brings nothing, so they are not summed.
     needs_original = not context.data.sequential or is_scarce(context, task)
     step = _clipped_row_step(task)
+    n_fit_batches = context.alive[task.spec.name].n_fit_batches
     is_unpaired = isinstance(batches, Sequence) and any(_is_unpaired(layer, batch) for batch in batches)
     for batch_index, reaching in enumerate(batches):
-        is_fitted = batch_index < context.live[task.spec.name].n_fit_batches
+        is_fitted = batch_index < n_fit_batches
         # From the first batch on where all are there: rows of equal number may be others, too.
         is_unpaired = is_unpaired or _is_unpaired(layer, reaching)
         batch = _as_in_original(reaching) if is_unpaired else reaching
@@ -298,9 +299,9 @@ def _known_outputs(layer: PendingLayer, batch: BatchAtLayer) -> Tensor | None:
 
 def _drawn_positions(context: BuildContext, task: LayerTask, batch_index: int, x: Tensor) -> Tensor:
     """Positions whose rows are taken from one batch: the same in both models, and in every run."""
-    live = context.live[task.spec.name]
-    batch = live.batches[batch_index]
-    share = batch.n_samples / max(live.n_fit_samples, 1)
+    alive = context.alive[task.spec.name]
+    batch = alive.batches[batch_index]
+    share = batch.n_samples / max(alive.n_fit_samples, 1)
     # A held-out batch may be larger than all samples that are fitted to.
     count = min(rows_wanted(task.spec, share), row_cap(task.spec))
     seed = layer_seed(context.data.seed, context.layer_indices[task.spec.name], batch_index, 0)

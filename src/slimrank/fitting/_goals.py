@@ -70,9 +70,8 @@ def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -
 
 def is_scarce(context: BuildContext, task: LayerTask) -> bool:
     """Whether fewer rows reach a layer than a fit to inputs that have moved wants."""
-    return rows_available(task.spec, context.live[task.spec.name].n_fit_samples) < ENOUGH_ROWS * block_width(
-        task.spec
-    )
+    n_rows = rows_available(task.spec, context.alive[task.spec.name].n_fit_samples)
+    return n_rows < ENOUGH_ROWS * block_width(task.spec)
 
 
 def ridges_to_try(least: float, n_rows: int, n_columns: int) -> tuple[float, ...]:

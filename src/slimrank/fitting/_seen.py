@@ -26,7 +26,7 @@ class Seen:
         self._layers = layers
         self.paused = paused
         self._epilogues: Mapping[str, Epilogue] | None = None
-        self._may_interleave: bool | None = None
+        self._may_interleave: dict[bool, bool] = {}
 
     def epilogues(self, batches: Sequence[Batch]) -> Mapping[str, Epilogue]:
         """What happens to the outputs of layers; see ``find_epilogues``.
@@ -40,10 +40,17 @@ class Seen:
             self._epilogues = find_epilogues(self._model, sample, self._layers)
         return self._epilogues
 
-    def may_interleave(self, batches: Sequence[Batch]) -> bool:
-        """Whether forwards may pause side by side at these layers; see ``can_interleave``."""
+    def may_interleave(self, batches: Sequence[Batch], *, gives_up: bool) -> bool:
+        """Whether forwards may pause side by side at these layers; see ``can_interleave``.
+
+        Args:
+            batches: of the forwards.
+            gives_up: whether some end before others.
+        """
         if len(batches) < 2:
             return True
-        if self._may_interleave is None:
-            self._may_interleave = can_interleave(self._model, batches, self._layers)
-        return self._may_interleave
+        if gives_up not in self._may_interleave:
+            self._may_interleave[gives_up] = can_interleave(
+                self._model, batches, self._layers, gives_up=gives_up
+            )
+        return self._may_interleave[gives_up]

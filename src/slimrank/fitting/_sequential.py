@@ -65,7 +65,7 @@ def fit_in_order(
             if fit.is_unpaired:
                 unpaired.append(name)
             kinds[name] = fit.kind
-            del fit
+            del fit, context.alive[name]
             trim.after(fitting_bytes(context.tasks[name].spec))
             call_hook(on_layer, model, name)
             advance(name)
@@ -93,10 +93,10 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | 
             is_new = fit is None
             # A layer with a stored fit is run up to as well, since forwards cannot skip it.
             batches = run_to_layer(before, after, name)
+            gathered = gather(context, layer, batches) if fit is None else None
+            # The inputs are freed before the fit needs memory, and before the original goes on.
+            del batches
             if fit is None:
-                gathered = gather(context, layer, batches)
-                # The inputs are freed before the fit needs memory, and before the original goes on.
-                del batches
                 if following:
                     # The original does not wait for the fit.
                     before.start(following)
@@ -124,7 +124,10 @@ def _between_hooks(context: BuildContext, model: nn.Module, journal: FitJournal 
 def _forwards(
     context: BuildContext, model: nn.Module, stops: Sequence[str], *, keep_outputs: bool = False
 ) -> Lockstep | OneByOne:
-    """Forwards of a model over all batches that stop at layers, and read their shortcuts on the way."""
+    """Forwards of a model over the batches that reach its stops, each to the last one that it reaches.
+
+    They read the shortcuts of layers on the way.
+    """
     # A shortcut from inside a block that is gone cannot be read in the new model.
     present = {name for name, _ in model.named_modules()}
     shortcuts = {
@@ -133,7 +136,7 @@ def _forwards(
         if epilogue.shortcut is not None and epilogue.shortcut.source in present
     }
     kind = Lockstep if context.can_interleave else OneByOne
-    ends = {batch: name for name in stops for batch in context.live[name].batches}
+    ends = {batch: name for name in stops for batch in context.alive[name].batches}
     return kind(model, list(ends), stops, shortcuts, ends=list(ends.values()), keep_outputs=keep_outputs)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from slimrank.forward._batch import Batch, take_samples
 from slimrank.forward._run import call, plain_attention
+from slimrank.forward._trim import give_back
 from slimrank.forward._watch import first_input, watch_modules
 
 Side = Literal["input", "output"]
@@ -102,7 +103,7 @@ class OneByOne:
 
     Args:
         model: in eval mode.
-        batches: one forward each, for every layer.
+        batches: one forward each, for every layer that it is run to.
         stops: layers to stop at.
         shortcuts: by layer, what to read on the way; see ``shortcut``.
         ends, keep_outputs: as for ``Lockstep``.
@@ -145,9 +146,8 @@ class OneByOne:
     def each(self, name: str) -> Iterator[Reached]:
         """The same one batch at a time, each forward run when it is asked for: only one is alive."""
         target = self._order[name]
-        for batch, last in self._batches:
-            if last < target:
-                continue
+        self._batches = [(batch, last) for batch, last in self._batches if last >= target]
+        for batch, _ in self._batches:
             with Lockstep(
                 self._model, [batch], [name], self._shortcuts, keep_outputs=self._keep_outputs
             ) as alone:
@@ -167,16 +167,20 @@ class OneByOne:
         return outputs
 
 
-def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> bool:
+def can_interleave(
+    model: nn.Module, batches: Sequence[Batch], stops: Sequence[str], *, gives_up: bool = False
+) -> bool:
     """Whether paused forwards see what they see alone.
 
     Args:
         model: in eval mode.
         batches: two or more are worth the question.
         stops: layers, in execution order.
+        gives_up: whether some forwards end before others do.
 
     Returns:
-        False where a forward leaves something on the model that another one, running in between, changes.
+        False where a forward leaves something on the model that another one, running in between, changes; one
+        that is given up may do so, too, where the model tidies up behind it (``finally``).
     """
     if len(batches) < 2 or not stops:
         return True
@@ -186,8 +190,11 @@ def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[s
         for batch in (batches[0], batches[-1])
     ]
     last = stops[-1]
+    ends = [last] * len(pair)
+    # One more that is given up at once.
+    running, until = ([pair[0], *pair], [stops[0], *ends]) if gives_up and len(stops) > 1 else (pair, ends)
     try:
-        with Lockstep(model, pair, stops) as together:
+        with Lockstep(model, running, stops, ends=until) as together:
             for name in stops:
                 seen = together.advance(name)
     except Exception:
@@ -312,9 +319,13 @@ class Lockstep:
     def _run_to(self, name: str) -> None:
         """Runs one forward after the other up to a layer; ends at the first that fails."""
         target = self._order[name]
-        # First, so that the others find what these held.
-        _abandon([forward for forward in self._forwards if forward.last < target])
-        self._forwards = [forward for forward in self._forwards if forward.last >= target]
+        ended = [forward for forward in self._forwards if forward.last < target]
+        if ended:
+            # First, so that what they held is there for the others: it was freed in threads of their own.
+            _abandon(ended)
+            self._forwards = [forward for forward in self._forwards if forward.last >= target]
+            del ended
+            give_back()
         for forward in self._forwards:
             while not forward.finished and (
                 forward.paused_at is None or self._order[forward.paused_at] < target
@@ -373,6 +384,8 @@ class Lockstep:
             forward.finished = True
             forward.x = forward.y = None
             forward.shortcuts.clear()
+            # Numbers of threads that have ended are given to others, such as the model's own.
+            del self._by_thread[threading.get_ident()]
             forward.has_stopped.release()
 
     @contextlib.contextmanager

@@ -28,10 +28,11 @@ class Trimmer:
         self._came += n_bytes
         if self._came >= self._every:
             self._came = 0
-            _trim()
+            give_back()
 
 
-def _trim() -> None:
+def give_back() -> None:
+    """Gives back to the system what was freed, where the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

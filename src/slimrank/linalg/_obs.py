@@ -279,7 +279,7 @@ class _Elimination:
     def shrunk(self, is_gone: Tensor) -> "_Elimination":
         """The same without the columns of units that are gone, once these are many."""
         remaining = self.units[~is_gone[self.units]]
-        if len(remaining) > _SHRINK_AT * len(self.units):
+        if not len(self.units) or len(remaining) > _SHRINK_AT * len(self.units):
             return self
         n_unit_columns = len(self.units) * self._unit_columns
         always = torch.arange(n_unit_columns, self.n_columns, device=remaining.device)
@@ -350,7 +350,9 @@ def _elimination(consumer: Consumer, weighted: Tensor, n_units: int, ridge_value
     if _is_identity(consumer.moments):
         # Nothing makes up for a column, so that only the norm of all columns of a unit matters.
         squares = weighted.square().sum(1)
-        norms = torch.where(columns < 0, 0, squares[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt()
+        norms = (
+            torch.where(columns < 0, 0, squares[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt().double()
+        )
         inverse = torch.eye(len(units), dtype=norms.dtype, device=norms.device)
         return _Elimination(units, n_units, inverse, norms, 1)
     has_taps = columns.shape[1] > 1

@@ -2,12 +2,13 @@
 import contextlib
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.forward import Lockstep, OneByOne, Replay, as_batch
+from slimrank.forward import Lockstep, OneByOne, Replay, as_batch, can_interleave
 
 
 def net() -> nn.Sequential:
@@ -79,6 +80,52 @@ def test_a_batch_that_ends_is_freed() -> None:
         lockstep.advance("b")
         assert [ref() is None for ref in made] == [False, True, True]
         assert threading.active_count() == before + 1
+
+
+class TidiesUp(nn.Module):
+    """Keeps something on itself during a forward, and sets it back or takes it away at the end."""
+
+    def __init__(self, rest: float | None) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+        self.rest = self.scale = rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = 2.0
+        try:
+            y = self.b(self.a(x))
+            result: Tensor = self.c(y * self.scale)
+            return result
+        finally:
+            self.scale = self.rest
+
+
+@pytest.mark.parametrize("rest", [None, 1.0])
+def test_a_model_that_tidies_up_keeps_others_from_being_given_up(rest: float | None) -> None:
+    model, data = TidiesUp(rest).eval(), batches()
+    assert can_interleave(model, data, ["a", "b", "c"])
+    assert not can_interleave(model, data, ["a", "b", "c"], gives_up=True)
+    assert can_interleave(net(), data, ["0", "2", "4"], gives_up=True)
+
+
+@torch.no_grad()
+def test_threads_of_the_model_are_none_of_the_forwards() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            # Its thread may get the number of a forward that has ended.
+            with ThreadPoolExecutor(1) as pool:
+                y = pool.submit(self.b, y).result()
+            result: Tensor = self.c(y)
+            return result
+
+    with Lockstep(Pooled().eval(), batches(), ["a", "b", "c"], ends=["a", "c", "c"]) as lockstep:
+        lockstep.advance("a")
+        assert [x.shape for x in lockstep.advance("c")] == [(1, 4), (2, 4)]
 
 
 @torch.no_grad()

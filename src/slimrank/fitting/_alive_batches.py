@@ -53,7 +53,8 @@ def choose_alive(
     """Chooses how many samples can be held alive at each depth of both networks.
 
     What is given up does not come back, so a layer has as many as the ones before it, or fewer. The share of
-    held-out samples is kept. Which layers are fitted changes nothing for the others.
+    held-out samples is kept. Which layers are fitted matters to the others only where batches cannot be
+    joined.
 
     Args:
         feed: the samples.

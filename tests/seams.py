@@ -59,7 +59,7 @@ from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
-from slimrank.deploy import _cpu, _formats, _onnx, _samples, _saved_model, _timing
+from slimrank.deploy import _cpu, _formats, _measure_script, _onnx, _samples, _saved_model, _timing
 from slimrank.deploy._architecture import record_architecture
 from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._cpu import _has_vnni as cpu_has_vnni
@@ -738,6 +738,7 @@ def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
 def time_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are timed for a few rounds only."""
     monkeypatch.setattr(_timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(_measure_script, "SETTLING_SECONDS", 0.0)
 
 
 def pretend_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, *, has_vnni: bool) -> None:
@@ -852,6 +853,7 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_measure_latency, "_MIXED", 1)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
     patch.setattr(_elsewhere, "SECONDS", 0.05)
+    patch.setattr(_measure_script, "SETTLING_SECONDS", 0.0)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

@@ -39,7 +39,10 @@ STEP, ORIGINAL = "step", "original"
 # Turns before any is timed: memory is asked for and kernels are chosen in the first ones.
 WARM_UP_TURNS = 3
 # Turns of all runs: at least so many, and more while the seconds last.
-MIN_TURNS, MAX_TURNS = 10, 200
+MIN_TURNS, MAX_TURNS = 7, 200
+# Seconds for which a run is repeated untimed in each of its turns, and then for as many timed: the run before
+# it has emptied the caches, and where it will be used nothing else runs in between.
+SETTLING_SECONDS = 0.01
 # A single thread takes no more of the processor than of the clock, but for what clocks repeat.
 _BUSY = 1.05
 # Runs with a profile that are left out, and runs that count: of one node, the share of runs below which its
@@ -119,38 +122,59 @@ def compare_in_turns(
         before: runs one batch.
         after: likewise.
         threads: that both have.
-        seconds: that it takes, or as long as ten turns do.
+        seconds: that it takes, or as long as the fewest turns do.
         clocks: of the wall and of the processor, in seconds.
 
     Returns:
         Times and their ratio.
     """
-    wall, processor = clocks
-    for _ in range(WARM_UP_TURNS):
-        before()
-        after()
-    turns: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    start = wall()
-    while len(turns) < MIN_TURNS or (wall() - start < seconds and len(turns) < MAX_TURNS):
-        readings = [(wall(), processor())]
-        for run in (before, after):
-            run()
-            readings.append((wall(), processor()))
-        first, second = (
-            (later[0] - sooner[0], later[1] - sooner[1])
-            for sooner, later in ((readings[0], readings[1]), (readings[1], readings[2]))
-        )
-        turns.append((first, second))
-    middles = [statistics.median(first[clock] for first, _ in turns) for clock in (0, 1)]
+    first, second = take_turns((before, after), seconds=seconds, clocks=clocks)
+    middles = [statistics.median(times) for times in zip(*first, strict=True)]
     clock = 1 if threads == 1 and 0 < middles[1] <= _BUSY * middles[0] else 0
-    ratios = [second[clock] / first[clock] for first, second in turns]
+    ratios = [later[clock] / sooner[clock] for sooner, later in zip(first, second, strict=True)]
     told = told_times(ratios)
     return Comparison(
-        before=told_times([first[clock] for first, _ in turns]),
-        after=told_times([second[clock] for _, second in turns]),
+        before=told_times([times[clock] for times in first]),
+        after=told_times([times[clock] for times in second]),
         ratio=told.milliseconds / 1000,
         spread=told.spread,
     )
+
+
+def take_turns(
+    runs: Sequence[Callable[[], object]], *, seconds: float, clocks: Sequence[Callable[[], float]]
+) -> list[list[tuple[float, ...]]]:
+    """Times runs that take turns, each with caches as it leaves them itself.
+
+    Args:
+        runs: each runs one batch.
+        seconds: that it takes by the first clock, or as long as the fewest turns do.
+        clocks: in seconds.
+
+    Returns:
+        For each run, for each of its turns, what it took by each clock.
+    """
+    for _ in range(WARM_UP_TURNS):
+        for run in runs:
+            run()
+    found: list[list[tuple[float, ...]]] = [[] for _ in runs]
+    start = clocks[0]()
+    for count in range(MAX_TURNS):
+        if count >= MIN_TURNS and clocks[0]() - start >= seconds:
+            break
+        for run, turns in zip(runs, found, strict=True):
+            _repeat(run, clocks)
+            turns.append(_repeat(run, clocks))
+    return found
+
+
+def _repeat(run: Callable[[], object], clocks: Sequence[Callable[[], float]]) -> tuple[float, ...]:
+    """Runs at least once, and until it has settled; what one run takes by each clock."""
+    starts, count = [clock() for clock in clocks], 0
+    while not count or clocks[0]() - starts[0] < SETTLING_SECONDS:
+        run()
+        count += 1
+    return tuple((clock() - start) / count for clock, start in zip(clocks, starts, strict=True))
 
 
 def told_times(seconds: Sequence[float]) -> Times:

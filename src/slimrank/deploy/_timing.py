@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from slimrank.deploy._measure_script import MAX_TURNS, MIN_TURNS, WARM_UP_TURNS, Times, told_times
+from slimrank.deploy._measure_script import Times, take_turns, told_times
 
 # Seconds that runs take turns, or as long as the fewest turns do.
 _SECONDS = 1.0
@@ -22,16 +22,5 @@ def time_in_turns(
     Returns:
         The times of each.
     """
-    for _ in range(WARM_UP_TURNS):
-        for run in runs:
-            run()
-    seconds: list[list[float]] = [[] for _ in runs]
-    start = clock()
-    for count in range(MAX_TURNS):
-        if count >= MIN_TURNS and clock() - start > _SECONDS:
-            break
-        for number, run in enumerate(runs):
-            began = clock()
-            run()
-            seconds[number].append(clock() - began)
-    return tuple(told_times(entries) for entries in seconds)
+    found = take_turns(runs, seconds=_SECONDS, clocks=(clock,))
+    return tuple(told_times([seconds for (seconds,) in turns]) for turns in found)

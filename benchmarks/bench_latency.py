@@ -10,7 +10,8 @@ take turns with the original in int8, and this one with the original: their rati
 the two precisions. Both are medians over passes of the median over turns, in seconds of the processor at one
 thread; "spread" is the interquartile range of the plan's over passes. Predicted ratios come from
 ``slimrank.measure_latency`` at the same batch. One row per plan in
-``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again`` all.
+``benchmarks/results/latency-cpu-torch<version>.csv``, of processors with VNNI, whose int8 is another, in
+``latency-vnni-...``; a second run does what is missing, ``--again`` all.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import slimrank as sr
 from benchmarks import resnet50
 from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
-from slimrank.deploy import Comparison, compare_in_turns
+from slimrank.deploy import Comparison, compare_in_turns, sums_overflow
 from slimrank.forward import as_batch
 from slimrank.latency import (
     BACKENDS,
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="do rows again that are there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = table_path("latency")
+    path = table_path("latency" if sums_overflow() else "latency-vnni")
     for name, backend, precision in product(args.networks, args.backends, args.precisions):
         batch, most = (1, LARGE_DRAWN) if name == LARGE else (args.batch, DRAWN)
         key = (name, backend, precision, str(batch))

@@ -8,6 +8,7 @@ from slimrank.deploy._architecture import (
     write_architecture,
 )
 from slimrank.deploy._check import Reading
+from slimrank.deploy._cpu import sums_overflow
 from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._export import (
     LooseFile,
@@ -107,6 +108,7 @@ __all__ = [
     "save_artifact",
     "save_pretrained_model",
     "session_options",
+    "sums_overflow",
     "time_in_turns",
     "torch_threads",
     "update_artifact",

@@ -43,6 +43,9 @@ MIN_TURNS, MAX_TURNS = 7, 200
 # Seconds for which a run is repeated untimed in each of its turns, and then for as many timed: the run before
 # it has emptied the caches, and where it will be used nothing else runs in between.
 SETTLING_SECONDS = 0.01
+# Of two runs that are compared, the turns in which they took least count: this share, and at least so many.
+# Other work on the machine only adds, and slows a large network unlike a small one.
+QUIET_SHARE, QUIET_TURNS = 0.2, 3
 # A single thread takes no more of the processor than of the clock, but for what clocks repeat.
 _BUSY = 1.05
 # Runs with a profile that are left out, and runs that count: of one node, the share of runs below which its
@@ -61,8 +64,8 @@ class Times(NamedTuple):
     """What one batch takes.
 
     Attributes:
-        milliseconds: median, by the clock.
-        spread: interquartile range over the median.
+        milliseconds: median over turns.
+        spread: interquartile range over the median, of all turns.
     """
 
     milliseconds: float
@@ -70,13 +73,13 @@ class Times(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Times of two runs that took turns.
+    """Times of two runs that took turns; medians are of the quietest turns.
 
     Attributes:
         before: of the first.
         after: of the second.
         ratio: median of after over before, turn by turn.
-        spread: interquartile range of that ratio over its median.
+        spread: interquartile range over its median, of all turns.
     """
 
     before: Times
@@ -128,17 +131,37 @@ def compare_in_turns(
     Returns:
         Times and their ratio.
     """
-    first, second = take_turns((before, after), seconds=seconds, clocks=clocks)
-    middles = [statistics.median(times) for times in zip(*first, strict=True)]
-    clock = 1 if threads == 1 and 0 < middles[1] <= _BUSY * middles[0] else 0
-    ratios = [later[clock] / sooner[clock] for sooner, later in zip(first, second, strict=True)]
-    told = told_times(ratios)
-    return Comparison(
-        before=told_times([times[clock] for times in first]),
-        after=told_times([times[clock] for times in second]),
-        ratio=told.milliseconds / 1000,
-        spread=told.spread,
+    found = take_turns((before, after), seconds=seconds, clocks=clocks)
+    walls, processors = zip(*found[0], strict=True)
+    # A clock that ticks too slowly may not have moved.
+    is_told = min(processors) > 0 and statistics.median(processors) <= _BUSY * statistics.median(walls)
+    clock = 1 if threads == 1 and is_told else 0
+    turns = [(sooner[clock], later[clock]) for sooner, later in zip(*found, strict=True)]
+    quiet = quiet_turns(turns)
+    first, second = (
+        told_times(of_all)._replace(milliseconds=1000 * statistics.median(of_quiet))
+        for of_all, of_quiet in zip(zip(*turns, strict=True), zip(*quiet, strict=True), strict=True)
     )
+    return Comparison(
+        before=first,
+        after=second,
+        ratio=statistics.median(later / sooner for sooner, later in quiet),
+        spread=told_times([later / sooner for sooner, later in turns]).spread,
+    )
+
+
+def quiet_turns(turns: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """The turns that other work disturbed least.
+
+    Args:
+        turns: what both runs took in each.
+
+    Returns:
+        Those in which both together took least, each counted by its own shortest time.
+    """
+    least = [min(times) for times in zip(*turns, strict=True)]
+    ordered = sorted(turns, key=lambda turn: turn[0] / least[0] + turn[1] / least[1])
+    return ordered[: max(QUIET_TURNS, int(QUIET_SHARE * len(turns)))]
 
 
 def take_turns(

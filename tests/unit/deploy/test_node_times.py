@@ -176,3 +176,20 @@ def test_caches_that_another_run_left_do_not_count() -> None:
     assert compared.after.milliseconds == pytest.approx(3)
     assert compared.ratio == pytest.approx(0.75)
     assert "aab" in before_that[0]
+
+
+def test_turns_that_other_work_disturbed_do_not_count() -> None:
+    machine = Machine()
+    # Three turns of five are slow, and slow the two unlike.
+    slowed = [0.0, 0.4, 0.0, 0.4, 0.4]
+    compared = seams.compare_in_turns(
+        machine.run(1.0, (wait for wait in endless(*slowed) for _ in range(2))),
+        machine.run(0.5, (wait / 4 for wait in endless(*slowed) for _ in range(2))),
+        threads=2,
+        seconds=40.0,
+        clocks=(lambda: machine.wall, lambda: machine.processor),
+    )
+    assert compared.ratio == pytest.approx(0.5)
+    assert (compared.before.milliseconds, compared.after.milliseconds) == pytest.approx((1000, 500))
+    # That the machine was busy is told all the same.
+    assert compared.spread > 0.1

@@ -6,9 +6,9 @@ budget in MACs there is one plan by MACs, whose time is measured; then one plan 
 more than that time. So pairs of rows compare at equal measured time. AIMET's networks are those of
 ``bench_accuracy``, Torch-Pruning's are ranked by magnitude, one ratio for all layers, batch norms estimated
 again; the latter are made in an environment of its own, with ``--only torch-pruning``. Each network takes
-turns with the original, in seconds of the processor. One row per network and way in
-``benchmarks/results/by-time-cpu-torch<version>.csv``; a second run does what is
-missing, ``--again`` all.
+turns with the original, for 10 ms untimed and then for 10 ms timed, in seconds of the processor. One row per
+network and way in ``benchmarks/results/by-time-cpu-torch<version>.csv``; a second run does what is missing,
+``--again`` all.
 """
 
 import argparse

@@ -3,13 +3,14 @@
 
 Random plans of the benchmark networks and of one of the size of ResNet-50: pairs at random ranks, groups at
 random widths, some blocks gone. Each is built with random weights, exported, and run in turns with the
-original, after 3 warm-up rounds, half a second in each of 5 passes over all plans: a processor that others
-share has times at which float runs are slowed more than int8 ones, and they last for seconds. So int8 plans
-take turns with the original in int8, and this one with the original: their ratio is that of the plan times
-"standing", that of the original in int8, which tells what a table misses of plans from how the machine runs
-the two precisions. Both are medians over passes of the median over turns, in seconds of the processor at one
-thread; "spread" is the interquartile range of the plan's over passes. Predicted ratios come from
-``slimrank.measure_latency`` at the same batch. One row per plan in
+original, after 3 warm-up rounds, half a second in each of 5 passes over all plans, each run for 10 ms untimed
+and then for 10 ms timed in its turn: a processor that others share has times at which float runs are slowed
+more than int8 ones, and they last for seconds. So int8 plans take turns with the original in int8, and this
+one with the original: their ratio is that of the plan times "standing", that of the original in int8, which
+tells what a table misses of plans from how the machine runs the two precisions. Both are medians over passes
+of the median over turns (where turns spread by more than 3 %, over the quietest fifth), in seconds of the
+processor at one thread; "spread" is the interquartile range of the plan's over passes. Predicted ratios come
+from ``slimrank.measure_latency`` at the same batch. One row per plan in
 ``benchmarks/results/latency-cpu-torch<version>.csv``, of processors with VNNI, whose int8 is another, in
 ``latency-vnni-...``; a second run does what is missing, ``--again`` all.
 """

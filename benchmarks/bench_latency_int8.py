@@ -4,8 +4,9 @@
 Of each benchmark network four files: the original in float and in int8, half of its MACs in int8, and planned
 by ``slimrank.meet_latency`` with a table of int8 files, for the speeds in ``SPEEDS``. No labels are used and
 nothing is trained. Accuracy is that of the exported file on the 10,011 test pictures. Times are of one batch
-on one thread, each file in turns with the float original, 4 seconds after 3 warm-up rounds, in seconds of the
-processor. One row per file in ``benchmarks/results/latency-int8-cpu-torch<version>.csv``.
+on one thread, each file in turns with the float original, 4 seconds after 3 warm-up rounds, in each turn for
+10 ms untimed and then for 10 ms timed, in seconds of the processor. One row per file in
+``benchmarks/results/latency-int8-cpu-torch<version>.csv``.
 """
 
 import argparse

@@ -39,15 +39,19 @@ STEP, ORIGINAL = "step", "original"
 # Turns before any is timed: memory is asked for and kernels are chosen in the first ones.
 WARM_UP_TURNS = 3
 # Turns of all runs: at least so many, and more while the seconds last.
-MIN_TURNS, MAX_TURNS = 7, 200
+MIN_TURNS, MAX_TURNS = 10, 200
 # Seconds for which a run is repeated untimed in each of its turns, and then for as many timed: the run before
 # it has emptied the caches, and where it will be used nothing else runs in between.
 SETTLING_SECONDS = 0.01
-# Of two runs that are compared, the turns in which they took least count: this share, and at least so many.
-# Other work on the machine only adds, and slows a large network unlike a small one.
-QUIET_SHARE, QUIET_TURNS = 0.2, 3
-# A single thread takes no more of the processor than of the clock, but for what clocks repeat.
-_BUSY = 1.05
+# Runs that take so many seconds fill the caches themselves, and are not repeated untimed.
+LONG_SECONDS = 0.2
+# Of two runs that are compared, the share of turns that count where other work on the machine disturbed some,
+# those in which they took least, and how many at least: it only adds, and slows a large network unlike a
+# small one. Where ratios spread by less than the last number, all turns count.
+QUIET_SHARE, QUIET_TURNS, QUIET_SPREAD = 0.2, 3, 0.03
+# A single thread takes no more of the processor than of the clock, but for what clocks repeat. A clock of the
+# processor that ticks coarsely says more in some turns.
+_BUSY = 1.01
 # Runs with a profile that are left out, and runs that count: of one node, the share of runs below which its
 # time is taken, since other work on the machine only adds.
 PROFILE_WARM_UP, PROFILE_RUNS, PROFILE_SHARE = 3, 30, 0.2
@@ -64,7 +68,7 @@ class Times(NamedTuple):
     """What one batch takes.
 
     Attributes:
-        milliseconds: median over turns.
+        milliseconds: median over the turns that count.
         spread: interquartile range over the median, of all turns.
     """
 
@@ -73,7 +77,7 @@ class Times(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Times of two runs that took turns; medians are of the quietest turns.
+    """Times of two runs that took turns; medians are of the quiet turns.
 
     Attributes:
         before: of the first.
@@ -132,9 +136,7 @@ def compare_in_turns(
         Times and their ratio.
     """
     found = take_turns((before, after), seconds=seconds, clocks=clocks)
-    walls, processors = zip(*found[0], strict=True)
-    # A clock that ticks too slowly may not have moved.
-    is_told = min(processors) > 0 and statistics.median(processors) <= _BUSY * statistics.median(walls)
+    is_told = all(0 < processor <= _BUSY * wall for turns in found for wall, processor in turns)
     clock = 1 if threads == 1 and is_told else 0
     turns = [(sooner[clock], later[clock]) for sooner, later in zip(*found, strict=True)]
     quiet = quiet_turns(turns)
@@ -151,14 +153,16 @@ def compare_in_turns(
 
 
 def quiet_turns(turns: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """The turns that other work disturbed least.
+    """The turns that count: all where nothing disturbed them, else those that other work disturbed least.
 
     Args:
         turns: what both runs took in each.
 
     Returns:
-        Those in which both together took least, each counted by its own shortest time.
+        In the latter case those in which both together took least, each counted by its own shortest time.
     """
+    if told_times([later / sooner for sooner, later in turns]).spread <= QUIET_SPREAD:
+        return turns
     least = [min(times) for times in zip(*turns, strict=True)]
     ordered = sorted(turns, key=lambda turn: turn[0] / least[0] + turn[1] / least[1])
     return ordered[: max(QUIET_TURNS, int(QUIET_SHARE * len(turns)))]
@@ -186,7 +190,8 @@ def take_turns(
         if count >= MIN_TURNS and clocks[0]() - start >= seconds:
             break
         for run, turns in zip(runs, found, strict=True):
-            _repeat(run, clocks)
+            if not turns or turns[-1][0] < LONG_SECONDS:
+                _repeat(run, clocks)
             turns.append(_repeat(run, clocks))
     return found
 

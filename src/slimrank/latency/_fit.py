@@ -230,8 +230,8 @@ def _line(sums: _Vector, wholes: _Vector) -> tuple[float, float]:
     """Constant and slope of whole times over sums of their parts, both 0 or more.
 
     Most of the noise is in the sums: profiles are single runs, and formulas miss something of each part,
-    while whole times are medians of many runs. A fit of whole times to such sums would find too small a slope
-    and too large a constant, so the sums are fitted to them.
+    while whole times are medians of several turns of many runs. A fit of whole times to such sums would find
+    too small a slope and too large a constant, so the sums are fitted to them.
 
     Args:
         sums: (V,), above 0.

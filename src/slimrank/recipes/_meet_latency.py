@@ -454,7 +454,7 @@ def _other_versions(table: LatencyTable) -> list[str]:
 
 
 def _is_hidden(ratio: float, spread: float, asked: float) -> bool:
-    """Whether noise hides if a budget is met: the limit lies between the quartiles of what was measured."""
+    """Whether noise hides if a budget is met: the limit is nearer than half of the spread of the turns."""
     limit = _STILL_MET * asked
     return ratio * (1 - spread / 2) <= limit < ratio * (1 + spread / 2)
 
@@ -520,9 +520,10 @@ def _warnings(latency: ReachedLatency, table: LatencyTable) -> list[Note]:
     if _is_hidden(latency.measured, latency.spread, latency.asked):
         low, high = (latency.measured * (1 + side * latency.spread / 2) for side in (-1, 1))
         text = (
-            f"too noisy to tell whether the budget is met: measured {latency.measured:.4f}, but half of the "
-            f"turns spread from {low:.4f} to {high:.4f}, and {latency.asked:.4f} is met up to "
-            f"{_STILL_MET * latency.asked:.4f}; measure again on a quiet machine, or with a larger batch="
+            f"too noisy to tell whether the budget is met: measured {latency.measured:.4f}, but "
+            f"turns spread by {latency.spread:.0%}, so it may be from {low:.4f} to {high:.4f}, and "
+            f"{latency.asked:.4f} is met up to {_STILL_MET * latency.asked:.4f}; measure again on a quiet "
+            "machine, or with a larger batch="
         )
         found.append(Note(where="latency", text=text, is_warning=True))
     elif latency.measured > _STILL_MET * latency.asked:

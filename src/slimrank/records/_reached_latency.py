@@ -36,8 +36,8 @@ class ReachedLatency:
     Attributes:
         asked: keep ratio that was asked for.
         predicted: by the table of times, before this result was measured, with what earlier rounds corrected.
-        measured: time after over time before, each run with warm caches: the median over the fifth of their
-            turns that other work on the machine disturbed least.
+        measured: time after over time before, each run with warm caches: the median over their turns, and
+            over those that other work disturbed least where it disturbed some.
         before_ms: median time of one batch through the original, in these turns.
         after_ms: the same of the result.
         spread: interquartile range over median of the ratio, of all turns.

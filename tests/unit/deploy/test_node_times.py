@@ -178,18 +178,45 @@ def test_caches_that_another_run_left_do_not_count() -> None:
     assert "aab" in before_that[0]
 
 
-def test_turns_that_other_work_disturbed_do_not_count() -> None:
+@pytest.mark.parametrize("seconds", [15.0, 300.0])
+def test_turns_that_other_work_disturbed_do_not_count(seconds: float) -> None:
     machine = Machine()
-    # Three turns of five are slow, and slow the two unlike.
+    # Three turns of five are slow, and slow the two unlike. Short seconds leave the fewest turns.
     slowed = [0.0, 0.4, 0.0, 0.4, 0.4]
     compared = seams.compare_in_turns(
-        machine.run(1.0, (wait for wait in endless(*slowed) for _ in range(2))),
-        machine.run(0.5, (wait / 4 for wait in endless(*slowed) for _ in range(2))),
+        machine.run(1.0, endless(*slowed)),
+        machine.run(0.5, (wait / 4 for wait in endless(*slowed))),
         threads=2,
-        seconds=40.0,
+        seconds=seconds,
         clocks=(lambda: machine.wall, lambda: machine.processor),
     )
     assert compared.ratio == pytest.approx(0.5)
     assert (compared.before.milliseconds, compared.after.milliseconds) == pytest.approx((1000, 500))
     # That the machine was busy is told all the same.
     assert compared.spread > 0.1
+
+
+def test_all_turns_count_where_nothing_disturbed_them() -> None:
+    machine = Machine()
+    # Slower and faster alike: the quietest turns alone would be those in which the first run was fast.
+    compared = seams.compare_in_turns(
+        machine.run(1.0, endless(-0.02, -0.01, 0.0, 0.01, 0.02)),
+        machine.run(0.5, endless(0.0)),
+        threads=2,
+        seconds=300.0,
+        clocks=(lambda: machine.wall, lambda: machine.processor),
+    )
+    assert compared.ratio == pytest.approx(0.5)
+
+
+def test_a_clock_of_the_processor_that_ticks_coarsely_is_not_used() -> None:
+    machine = Machine()
+    tick = 1 / 64
+    compared = seams.compare_in_turns(
+        machine.run(0.1, endless(0.0)),
+        machine.run(0.005, endless(0.0)),
+        threads=1,
+        seconds=1.0,
+        clocks=(lambda: machine.wall, lambda: tick * int(machine.processor / tick)),
+    )
+    assert compared.ratio == pytest.approx(0.05)

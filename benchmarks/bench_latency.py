@@ -11,8 +11,8 @@ tells what a table misses of plans from how the machine runs the two precisions.
 of the median over turns (where turns spread by more than 3 %, over the quietest fifth), in seconds of the
 processor at one thread; "spread" is the interquartile range of the plan's over passes. Predicted ratios come
 from ``slimrank.measure_latency`` at the same batch. One row per plan in
-``benchmarks/results/latency-cpu-torch<version>.csv``, of processors with VNNI, whose int8 is another, in
-``latency-vnni-...``; a second run does what is missing, ``--again`` all.
+``benchmarks/results/latency-cpu-torch<version>.csv``, of processors whose int8 has all 8 bits (x86 with
+VNNI) in ``latency-vnni-...``; a second run does what is missing, ``--again`` all.
 """
 
 import argparse

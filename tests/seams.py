@@ -738,7 +738,7 @@ def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
 def time_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are timed for a few rounds only."""
     monkeypatch.setattr(_timing, "_SECONDS", 0.0)
-    monkeypatch.setattr(_measure_script, "SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr(_measure_script, "_SETTLING_SECONDS", 0.0)
 
 
 def pretend_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, *, has_vnni: bool) -> None:
@@ -853,7 +853,7 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_measure_latency, "_MIXED", 1)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
     patch.setattr(_elsewhere, "SECONDS", 0.05)
-    patch.setattr(_measure_script, "SETTLING_SECONDS", 0.0)
+    patch.setattr(_measure_script, "_SETTLING_SECONDS", 0.0)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

@@ -37,18 +37,19 @@ OLDEST_ONNXRUNTIME = "1.22"
 STEP, ORIGINAL = "step", "original"
 
 # Turns before any is timed: memory is asked for and kernels are chosen in the first ones.
-WARM_UP_TURNS = 3
+_WARM_UP_TURNS = 3
 # Turns of all runs: at least so many, and more while the seconds last.
-MIN_TURNS, MAX_TURNS = 10, 200
+_MIN_TURNS, _MAX_TURNS = 10, 200
 # Seconds for which a run is repeated untimed in each of its turns, and then for as many timed: the run before
 # it has emptied the caches, and where it will be used nothing else runs in between.
-SETTLING_SECONDS = 0.01
+_SETTLING_SECONDS = 0.01
 # Runs that take so many seconds fill the caches themselves, and are not repeated untimed.
-LONG_SECONDS = 0.2
+_LONG_SECONDS = 0.2
 # Of two runs that are compared, the share of turns that count where other work on the machine disturbed some,
 # those in which they took least, and how many at least: it only adds, and slows a large network unlike a
-# small one. Where ratios spread by less than the last number, all turns count.
-QUIET_SHARE, QUIET_TURNS, QUIET_SPREAD = 0.2, 3, 0.03
+# small one. Where ratios spread by no more than the last number, all turns count: to choose among them would
+# favour whichever run repeats less closely.
+_QUIET_SHARE, _QUIET_TURNS, _QUIET_SPREAD = 0.2, 3, 0.03
 # A single thread takes no more of the processor than of the clock, but for what clocks repeat. A clock of the
 # processor that ticks coarsely says more in some turns.
 _BUSY = 1.01
@@ -77,7 +78,7 @@ class Times(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Times of two runs that took turns; medians are of the quiet turns.
+    """Times of two runs that took turns; medians are of the quietest where other work disturbed some.
 
     Attributes:
         before: of the first.
@@ -139,7 +140,8 @@ def compare_in_turns(
     is_told = all(0 < processor <= _BUSY * wall for turns in found for wall, processor in turns)
     clock = 1 if threads == 1 and is_told else 0
     turns = [(sooner[clock], later[clock]) for sooner, later in zip(*found, strict=True)]
-    quiet = quiet_turns(turns)
+    spread = told_times([later / sooner for sooner, later in turns]).spread
+    quiet = turns if spread <= _QUIET_SPREAD else _quietest(turns)
     first, second = (
         told_times(of_all)._replace(milliseconds=1000 * statistics.median(of_quiet))
         for of_all, of_quiet in zip(zip(*turns, strict=True), zip(*quiet, strict=True), strict=True)
@@ -148,24 +150,15 @@ def compare_in_turns(
         before=first,
         after=second,
         ratio=statistics.median(later / sooner for sooner, later in quiet),
-        spread=told_times([later / sooner for sooner, later in turns]).spread,
+        spread=spread,
     )
 
 
-def quiet_turns(turns: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """The turns that count: all where nothing disturbed them, else those that other work disturbed least.
-
-    Args:
-        turns: what both runs took in each.
-
-    Returns:
-        In the latter case those in which both together took least, each counted by its own shortest time.
-    """
-    if told_times([later / sooner for sooner, later in turns]).spread <= QUIET_SPREAD:
-        return turns
+def _quietest(turns: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """The turns in which both runs together took least, each counted by its own shortest time."""
     least = [min(times) for times in zip(*turns, strict=True)]
     ordered = sorted(turns, key=lambda turn: turn[0] / least[0] + turn[1] / least[1])
-    return ordered[: max(QUIET_TURNS, int(QUIET_SHARE * len(turns)))]
+    return ordered[: max(_QUIET_TURNS, int(_QUIET_SHARE * len(turns)))]
 
 
 def take_turns(
@@ -181,16 +174,16 @@ def take_turns(
     Returns:
         For each run, for each of its turns, what it took by each clock.
     """
-    for _ in range(WARM_UP_TURNS):
+    for _ in range(_WARM_UP_TURNS):
         for run in runs:
             run()
     found: list[list[tuple[float, ...]]] = [[] for _ in runs]
     start = clocks[0]()
-    for count in range(MAX_TURNS):
-        if count >= MIN_TURNS and clocks[0]() - start >= seconds:
+    for count in range(_MAX_TURNS):
+        if count >= _MIN_TURNS and clocks[0]() - start >= seconds:
             break
         for run, turns in zip(runs, found, strict=True):
-            if not turns or turns[-1][0] < LONG_SECONDS:
+            if not turns or turns[-1][0] < _LONG_SECONDS:
                 _repeat(run, clocks)
             turns.append(_repeat(run, clocks))
     return found
@@ -199,7 +192,7 @@ def take_turns(
 def _repeat(run: Callable[[], object], clocks: Sequence[Callable[[], float]]) -> tuple[float, ...]:
     """Runs at least once, and until it has settled; what one run takes by each clock."""
     starts, count = [clock() for clock in clocks], 0
-    while not count or clocks[0]() - starts[0] < SETTLING_SECONDS:
+    while not count or clocks[0]() - starts[0] < _SETTLING_SECONDS:
         run()
         count += 1
     return tuple((clock() - start) / count for clock, start in zip(clocks, starts, strict=True))

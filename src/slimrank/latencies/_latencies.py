@@ -25,8 +25,8 @@ class Latencies:
     networks of the same shapes, whatever their weights.
 
     Attributes:
-        before_ms: median time of the original in float32, in the turns that other work disturbed least; with
-            one thread in milliseconds of the processor, which other work does not stretch.
+        before_ms: median time of the original in float32, over turns as in ``ReachedLatency``; with one
+            thread in milliseconds of the processor, which other work does not stretch.
         spread: interquartile range over median of the original's times, of all turns.
         error: share by which a predicted time may be off, by the variants that were measured; widened where
             the machine was busy.

@@ -18,8 +18,8 @@ class VariantTime:
         kept: group -> units that stayed.
         dropped: blocks that were dropped.
         parts: times of its parts, by the runtime's profile.
-        before_ms: median time of the original in the quietest turns, runs taking turns with the variant or
-            with the network as it stands in the variant's precision.
+        before_ms: median time of the original, runs taking turns with the variant or with the network as it
+            stands in the variant's precision; of the quietest turns where other work disturbed some.
         before_spread: interquartile range of that time over its median, of all turns.
         ratio: time of the variant over that of the original.
         spread: interquartile range over its median, of the ratio that was measured: in another precision

@@ -150,15 +150,16 @@ def test_times_are_medians_of_runs_that_take_turns() -> None:
         return one
 
     before, after = seams.time_in_turns(
-        [run("before", [0.04]), run("after", [0.012, 0.014, 0.02, 0.03, 0.19])], clock=lambda: now[0]
+        [run("before", [0.04]), run("after", [0.02, 0.04, 0.06])], clock=lambda: now[0]
     )
     assert order[:4] == ["before", "after", "before", "after"]
     assert before.milliseconds == pytest.approx(40)
     assert before.spread == pytest.approx(0)
-    # Each turn is run twice, and the second counts. Their mean is 53.
+    # In each turn they are run twice, and the second counts.
     assert order[6:10] == ["before", "before", "after", "after"]
-    assert after.milliseconds == pytest.approx(20)
-    assert after.spread > 0.5
+    assert after.milliseconds == pytest.approx(40)
+    # From 20 to 60, over 40.
+    assert after.spread == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("after_ms", "is_told"), [(1.2, True), (1.04, False), (0.7, False)])

@@ -220,3 +220,23 @@ def test_a_clock_of_the_processor_that_ticks_coarsely_is_not_used() -> None:
         clocks=(lambda: machine.wall, lambda: tick * int(machine.processor / tick)),
     )
     assert compared.ratio == pytest.approx(0.05)
+
+
+def test_runs_that_take_long_are_not_repeated_untimed() -> None:
+    now, order = [0.0], []
+
+    def run(name: str, seconds: float) -> Callable[[], None]:
+        def one() -> None:
+            order.append(name)
+            now[0] += seconds
+
+        return one
+
+    compared = seams.compare_in_turns(
+        run("a", 1.0), run("b", 0.1), threads=2, seconds=0.1, clocks=(lambda: now[0], lambda: now[0])
+    )
+    assert compared.ratio == pytest.approx(0.1)
+    # Three turns before any is timed, and the first that is, whose run may still be a short one.
+    assert order[:6] == ["a", "b"] * 3
+    assert order[6:10] == ["a", "a", "b", "b"]
+    assert order[10:] == ["a", "b", "b"] * 9

@@ -103,7 +103,13 @@ def rows_of(
     quantize = quantize_of(precision)
     files = {
         number: opened(
-            build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number),
+            build_variant(
+                model,
+                drawn[number],
+                has_bias=study.has_bias,
+                seed=SEED + number,
+                sample=None if quantize is None else as_batch(images),
+            ),
             folder=folder / str(number),
             quantize=quantize,
         )

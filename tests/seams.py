@@ -84,7 +84,7 @@ from slimrank.deploy._measure_script import Comparison as TimeComparison
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, sources_of
 from slimrank.deploy._onnx_profile import _graph_of as onnx_graph_of
-from slimrank.deploy._openvino_profile import single_runs
+from slimrank.deploy._openvino_profile import node_times, single_runs, stable_names
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._quiet import EXPORT_TURN
@@ -111,7 +111,7 @@ from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._measure import finished_table
-from slimrank.latency._parts import parts_of
+from slimrank.latency._parts import parts_of, without_overhead
 from slimrank.latency._step import step_told
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
 from slimrank.linalg import Moments, _moments, _obs, _output_basis, _split_pair

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each node of a runtime takes, and which modules it belongs to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,8 +111,28 @@ def sources_of(graph: Graph, name: str) -> tuple[str, ...]:
     Returns:
         Their names, each once.
     """
+    return _sources_of_all(graph, graph[name].inputs)
+
+
+def place_behind(graph: Graph, name: str) -> tuple[str, tuple[str, ...]]:
+    """Where a node belongs that a runtime put behind a value: beside the layer that makes it, not inside.
+
+    Args:
+        graph: of the file.
+        name: of a value.
+
+    Returns:
+        Module and ``sources`` of the node, as ``NodeTime`` has them.
+    """
+    node = graph[name]
+    is_layer = node.is_product and node.has_weight
+    return node.module.rpartition(".")[0] if is_layer else node.module, _sources_of_all(graph, (name,))
+
+
+def _sources_of_all(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:
+    """Modules of the nearest products with weights among values and what they come from."""
     found: dict[str, None] = {}
-    waiting, seen = list(graph[name].inputs), set[str]()
+    waiting, seen = list(names), set[str]()
     while waiting:
         value = waiting.pop()
         if value in seen or value not in graph:

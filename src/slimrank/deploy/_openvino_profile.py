@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each node of an IR takes in OpenVINO, by its own profile."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimrank.deploy._measure_script import profile_time
-from slimrank.deploy._node_times import Graph, NodeTime, Profiler, program_graph, sources_of
+from slimrank.deploy._node_times import Graph, NodeTime, Profiler, place_behind, program_graph, sources_of
 from slimrank.deploy._openvino import compile_model, give_inputs, openvino_core, read_model
 from slimrank.deploy._program import Program
 from slimrank.forward import Batch
@@ -23,8 +25,10 @@ _COMPILED, _RUNS, _LEFT_OUT = 6, 8, 2
 _SHARE = 0.1
 # Seconds below which microseconds are too coarse for one run of a node: all runs of a graph count as one.
 _BRIEF, _CUT = 50e-6, 0.5e-6
+# What OpenVINO numbers.
+_NUMBER = re.compile(r"_\d+$")
 # Name and kind.
-_Node = tuple[str, str]
+RunNode = tuple[str, str]
 
 
 def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
@@ -47,22 +51,62 @@ def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
     graph = program_graph(program.lowered or program.exported)
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
-        averages = []
+        averages: list[list[Mapping[RunNode, float]]] = []
+        inputs: dict[str, tuple[str, ...]] = {}
         for _ in range(_COMPILED):
             compiled = compile_model(core, model, program, threads, profile=True)
             request = compiled.create_infer_request()
             give_inputs(request, program, batch)
-            averages.append([_averages(request) for _ in range(_RUNS)])
-        return _node_times(averages, graph)
+            runtime = [
+                (
+                    node.get_friendly_name(),
+                    [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()],
+                )
+                for node in compiled.get_runtime_model().get_ordered_ops()
+            ]
+            stable = stable_names([name for name, _ in runtime], graph)
+            inputs = {stable[name]: tuple(stable[source] for source in sources) for name, sources in runtime}
+            averages.append([_averages(request, stable) for _ in range(_RUNS)])
+        return node_times(averages, inputs, graph)
 
     return profile
 
 
-def _averages(request: "InferRequest") -> dict[_Node, float]:
+def stable_names(names: Iterable[str], graph: Graph) -> dict[str, str]:
+    """Names of the nodes of a compiled graph that are the same each time that it is compiled.
+
+    What OpenVINO makes of a node of the file is called after it. All else it numbers, and the numbers grow
+    from one compilation to the next.
+
+    Args:
+        names: in the order of the compiled graph.
+        graph: as it was exported.
+
+    Returns:
+        For each name: itself where it has that of a node of the file, else the kind and which of them it is.
+    """
+    found: dict[str, str] = {}
+    counts = Counter[str]()
+    for name in names:
+        if _value_of(name) in graph:
+            found[name] = name
+        else:
+            kind = _NUMBER.sub("", name)
+            found[name] = f"{kind} #{counts[kind]}"
+            counts[kind] += 1
+    return found
+
+
+def _value_of(name: str) -> str:
+    """The value of the program that a node is called after."""
+    return name.partition("/")[0]
+
+
+def _averages(request: "InferRequest", stable: Mapping[str, str]) -> dict[RunNode, float]:
     """Runs a batch; then what each node took, s, on average over all runs so far."""
     request.infer()
     return {
-        (node.node_name, node.node_type): node.real_time.total_seconds()
+        (stable.get(node.node_name, node.node_name), node.node_type): node.real_time.total_seconds()
         for node in request.get_profiling_info()
         if node.status.name == "EXECUTED"
     }
@@ -86,31 +130,58 @@ def single_runs(averages: Sequence[float]) -> tuple[float, ...]:
     return tuple(later - sooner for sooner, later in pairwise(counted))
 
 
-def _node_times(averages: Sequence[Sequence[Mapping[_Node, float]]], graph: Graph) -> tuple[NodeTime, ...]:
+def node_times(
+    averages: Sequence[Sequence[Mapping[RunNode, float]]],
+    inputs: Mapping[str, Sequence[str]],
+    graph: Graph,
+) -> tuple[NodeTime, ...]:
     """Times by node.
 
     Args:
-        averages: by node, of each graph that was compiled after each of its runs.
+        averages: by node, s, of each graph that was compiled after each of its runs.
+        inputs: names of the nodes that each node of the compiled graph reads.
         graph: as it was exported.
+
+    Returns:
+        The times. A node that OpenVINO put in belongs behind the nearest one of the file that it reads.
     """
-    found: dict[_Node, list[float]] = {}
+    found: dict[RunNode, list[float]] = {}
     for runs in averages:
         # An average of less than a microsecond counts as if the node had not been run.
         for key in dict.fromkeys(key for run in runs for key in run):
             found.setdefault(key, []).extend(single_runs([run.get(key, 0.0) for run in runs]))
     times = []
     for (name, kind), seconds in found.items():
-        # Nodes are called after the node of the program that they were made from. What OpenVINO puts
-        # between two nodes bears the names of both, and belongs to neither.
-        value = name.partition("/")[0]
-        is_known = value in graph
+        value = _value_of(name)
+        module, sources = "", tuple[str, ...]()
+        if value in graph:
+            module, sources = graph[value].module, sources_of(graph, value)
+        else:
+            near = _nearest_of_file(name, inputs, graph)
+            if near is not None:
+                module, sources = place_behind(graph, near)
         times.append(
             NodeTime(
                 name=name,
                 kind=kind,
-                module=graph[value].module if is_known else "",
-                sources=sources_of(graph, value) if is_known else (),
+                module=module,
+                sources=sources,
                 nanoseconds=1e9 * max(_CUT, profile_time(seconds, _SHARE)),
             )
         )
     return tuple(times)
+
+
+def _nearest_of_file(name: str, inputs: Mapping[str, Sequence[str]], graph: Graph) -> str | None:
+    """The value of the nearest node of the file that a node of the compiled graph reads; None for none."""
+    waiting, seen = list(inputs.get(name, ())), set[str]()
+    while waiting:
+        following: list[str] = []
+        for source in waiting:
+            if _value_of(source) in graph:
+                return _value_of(source)
+            if source not in seen:
+                seen.add(source)
+                following += inputs.get(source, ())
+        waiting = following
+    return None

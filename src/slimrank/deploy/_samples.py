@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration samples to check and to time an export with."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -10,10 +10,11 @@ from slimrank._errors import BatchesError
 from slimrank.forward import (
     Batch,
     batch_tensors,
+    changed_tensors,
     digest_batch,
     join_samples,
-    map_tensors,
     named_tensors,
+    on_cpu,
     take_samples,
 )
 
@@ -88,7 +89,7 @@ def read_samples(batches: Iterable[Batch], at_most: int = CHECKED) -> Samples:
     found: list[Batch] = []
     has_others, n_samples = False, 0
     for raw in batches:
-        batch = _on_cpu(raw)
+        batch = on_cpu(raw)
         if not found:
             found.append(batch)
         elif found[0].is_whole:
@@ -142,7 +143,7 @@ def _digest_sample(batch: Batch, index: int) -> str:
     def without_sign_of_zero(tensor: Tensor) -> Tensor:
         return tensor + 0.0 if tensor.is_floating_point() else tensor
 
-    return digest_batch(_changed_tensors(take_samples(batch, [index]), without_sign_of_zero))
+    return digest_batch(changed_tensors(take_samples(batch, [index]), without_sign_of_zero))
 
 
 def count_told(count: int) -> str:
@@ -167,20 +168,3 @@ def _kind(batch: Batch) -> list[object]:
     shapes = [(name, tensor.shape[1:], tensor.dtype) for name, tensor in batch_tensors(batch)]
     values = (*batch.args, *batch.kwargs.values())
     return [shapes, [value for value in values if not any(named_tensors(value))]]
-
-
-def _on_cpu(batch: Batch) -> Batch:
-    def move(tensor: Tensor) -> Tensor:
-        # A new tensor each time: torch.export has one input where two arguments are the same object.
-        return tensor.detach().cpu()
-
-    return _changed_tensors(batch, move)
-
-
-def _changed_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """A batch with every tensor changed."""
-    return replace(
-        batch,
-        args=tuple(map_tensors(value, change) for value in batch.args),
-        kwargs={key: map_tensors(value, change) for key, value in batch.kwargs.items()},
-    )

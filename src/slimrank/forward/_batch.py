@@ -112,6 +112,24 @@ def _like(value: Mapping[object, object], items: dict[object, object]) -> object
     return maker(**keywords) if len(keywords) == len(items) else maker(items)
 
 
+def on_cpu(batch: Batch) -> Batch:
+    """A batch whose tensors are on the CPU, without history; each argument has a tensor object of its own."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.detach().cpu()
+
+    return changed_tensors(batch, move)
+
+
+def changed_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch with every tensor changed."""
+    return dataclasses.replace(
+        batch,
+        args=tuple(map_tensors(value, change) for value in batch.args),
+        kwargs={key: map_tensors(value, change) for key, value in batch.kwargs.items()},
+    )
+
+
 def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of nested containers, with a dotted path ("" for a bare tensor)."""
     if isinstance(value, Tensor):

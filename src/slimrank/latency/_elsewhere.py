@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from slimrank.latencies import (
 from slimrank.latency._backends import BACKENDS
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import SECONDS, SEED, drawn_variants, finished_table
-from slimrank.latency._parts import parts_of
+from slimrank.latency._parts import parts_of, without_overhead
 from slimrank.latency._prepared import PreparedFile, read_measured, read_prepared, write_prepared
 from slimrank.latency._step import step_network, step_of_nodes
 from slimrank.latency._variants import build_variant, shared_step, untouched
@@ -182,7 +183,13 @@ def collect_variants(
             parts=parts_of((), untouched(structure)),
             **measured.files[name].compared,
         )
-        variants.append(replace(known, parts=parts_of(nodes[name], known.step(structure))))
+        variant = known.step(structure)
+        parts = parts_of(nodes[name], variant)
+        took = 1e6 * known.before_ms * known.ratio
+        variants.append(replace(known, parts=without_overhead(parts, nodes[name], variant, took)))
+    before = 1e6 * median(variant.before_ms for variant in variants)
+    whole = untouched(structure)
+    original = without_overhead(parts_of(nodes[ORIGINAL], whole), nodes[ORIGINAL], whole, before)
     conditions = replace(
         prepared.conditions,
         machine=measured.machine,
@@ -191,7 +198,7 @@ def collect_variants(
     record = LatencyRecord(
         conditions=conditions,
         step=step_of_nodes(nodes[STEP]),
-        original=parts_of(nodes[ORIGINAL], untouched(structure)),
+        original=original,
         variants=tuple(variants),
     )
     return finished_table(record, structure, methods, path)

@@ -28,6 +28,7 @@ from slimrank.cost import (
     timed_sizes,
 )
 from slimrank.latencies import Parts
+from slimrank.latency._parts import groups_by_layer
 from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import untouched, useful_ranks
 from slimrank.plan import Step, Structure, is_inside, predicted_time, slimmable_groups
@@ -181,9 +182,10 @@ def part_formulas(
     Returns:
         Formulas of all forms, whether they are faster than their layers or not; nothing is fixed.
     """
-    others = _others(structure, profiles, step)
+    layers = _layers(structure, methods, profiles, batch, step)
+    others = _others(structure, profiles, layers, step)
     return NetworkTimes(
-        layers=_layers(structure, methods, profiles, batch, step),
+        layers={name: layer.with_rows(others.rows.get(name, 0.0)) for name, layer in layers.items()},
         groups=others.groups,
         ragged=others.ragged,
         blocks=others.blocks,
@@ -466,29 +468,50 @@ def _pair_time(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Others:
-    """Times of what belongs to no layer: of groups by unit, of blocks, and of groups with ragged widths."""
+    """Times of what belongs to no layer.
+
+    Attributes:
+        groups: by unit.
+        blocks: of blocks.
+        ragged: of groups with ragged widths.
+        rows: by output of a layer whose outputs are products of groups: heads, and numbers in each.
+    """
 
     groups: Mapping[str, float]
     blocks: Mapping[str, float]
     ragged: Mapping[str, float]
+    rows: Mapping[str, float]
 
 
-def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int) -> _Others:
+def _others(
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], layers: Iterable[str], step: int
+) -> _Others:
     """A line for each place: a constant, and a share for each unit of its groups, none below 0.
 
+    Where several groups make up the outputs of one layer, there is a share for each of these outputs as well.
     A constant outside of blocks is part of that of the network.
     """
     known = slimmable_groups(structure.channels)
+    outputs = groups_by_layer(structure)
     groups: dict[str, float] = {}
     ragged: dict[str, float] = {}
+    rows: dict[str, float] = {}
     constants: dict[str, float] = {}
     for place in sorted({place for _, parts in profiles for place in parts.others}):
+        shared = [name for name in layers if len(outputs.get(name, set()) & {*place.groups}) > 1][:1]
         sizes, times, is_ragged, is_whole = [], [], [], []
         for variant, parts in profiles:
             if place in parts.others and parts.others[place] > 0:
                 counts = [len(variant.groups.get(name, range(known[name].units))) for name in place.groups]
-                widths = zip(place.groups, counts, strict=True)
-                sizes.append([1.0, *(group_edge(known[name], count, step) for name, count in widths)])
+                widths = [
+                    group_edge(known[name], count, step)
+                    for name, count in zip(place.groups, counts, strict=True)
+                ]
+                specs = [
+                    slimmed_spec(structure.layers[name], structure.channels, variant.groups)
+                    for name in shared
+                ]
+                sizes.append([1.0, *widths, *(float(timed_sizes(spec, step)[0]) for spec in specs)])
                 times.append(parts.others[place])
                 is_ragged.append(
                     any(
@@ -505,8 +528,10 @@ def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: 
         # Ragged widths take longer than any line says; without others there is no telling.
         used = ~off if (~off).any() else np.ones_like(off)
         constant, *slopes = nnls(matrix[used] / taken[used, None], np.ones(int(used.sum())))[0]
-        for name, slope in zip(place.groups, slopes, strict=True):
+        for name, slope in zip(place.groups, slopes[: len(place.groups)], strict=True):
             groups[name] = groups.get(name, 0.0) + float(slope)
+        for name, slope in zip(shared, slopes[len(place.groups) :], strict=True):
+            rows[name] = rows.get(name, 0.0) + float(slope)
         constants[place.block] = constants.get(place.block, 0.0) + float(constant)
         if len(place.groups) == 1 and off.any():
             beyond = float(np.median(taken[off] - matrix[off] @ np.array([constant, *slopes])))
@@ -515,7 +540,7 @@ def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: 
     blocks = {
         name: sum(constants.get(other, 0.0) for other in names if is_inside(other, (name,))) for name in names
     }
-    return _Others(groups=groups, blocks=blocks, ragged=ragged)
+    return _Others(groups=groups, blocks=blocks, ragged=ragged, rows=rows)
 
 
 def _leaves_line(matrix: _Vector, taken: _Vector, is_whole: NDArray[np.bool_]) -> bool:

@@ -27,7 +27,7 @@ from slimrank.deploy import (
     machine_name,
     quantizer_for,
 )
-from slimrank.forward import Batch
+from slimrank.forward import Batch, take_samples
 from slimrank.latencies import (
     Conditions,
     Latencies,
@@ -43,7 +43,7 @@ from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._machine import package_versions
-from slimrank.latency._parts import parts_of
+from slimrank.latency._parts import parts_of, without_overhead
 from slimrank.latency._step import find_step
 from slimrank.latency._variants import (
     build_variant,
@@ -66,6 +66,8 @@ SECONDS = 2.0
 SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
 _NOISY = 0.1
+# Samples that the norms of variants are settled on.
+_SETTLED = 16
 # Milliseconds of a run below which the microseconds of a profile are coarse.
 _SHORT = 1.0
 # Node times over whole times, by the profile, from which other work must have stretched them.
@@ -202,10 +204,12 @@ def measure_variants(
                     original=_parts(whole, untouched(structure), turns.after.milliseconds, profiles),
                 )
             advance(1 + len(record.variants), "original")
+            # Float kernels take as long for all values.
+            sample = None if quantize is None else _few(next(iter(batches())))
             variants = drawn_variants(structure, methods, record.step, more=more, precision=precision)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
-                network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
+                network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number, sample=sample)
                 file = written(network, f"variant{number}", quantize)
                 time = _timed(original, whole, file, variant, clock_threads, profiles)
                 record = replace(record, variants=(*record.variants, time))
@@ -288,14 +292,25 @@ def _ratios(variants: Sequence[VariantTime]) -> list[float]:
     ]
 
 
+def _few(batch: Batch) -> Batch:
+    """The first samples of a batch."""
+    return batch if batch.is_whole else take_samples(batch, range(min(_SETTLED, batch.n_samples)))
+
+
 def _parts(file: TimedFile, variant: Step, whole_ms: float, profiles: int) -> Parts:
     """Times of the parts of a file of which a whole run takes so long, from so many profiles at most."""
-    parts = parts_of(file.nodes(), variant)
+    whole = 1e6 * whole_ms
+    nodes = list(file.nodes())
+    parts = parts_of(nodes, variant)
     for _ in range(profiles - 1):
-        if parts.total <= 1e6 * whole_ms:
+        if parts.total <= whole:
             break
-        parts = parts.least(parts_of(file.nodes(), variant))
-    return parts
+        again = file.nodes()
+        nodes += again
+        parts = parts.least(parts_of(again, variant))
+    # Of a node that one profile does not have, the others tell.
+    seen = {(node.name, node.kind, node.module): node for node in nodes}
+    return without_overhead(parts, seen.values(), variant, whole)
 
 
 def check_kept(path: Path, *, backend: str, threads: int, batch: int, precision: str) -> None:

@@ -2,10 +2,14 @@
 """Node times to parts: to the layers, the groups and the blocks that they belong to."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from slimrank.deploy import NodeTime
 from slimrank.latencies import Parts, Place
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+
+# What a profile adds to a node at most, ns, and the share of its time that is left of it at least.
+_OVERHEAD, _LEAST_LEFT = 3000.0, 0.25
 
 
 def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
@@ -37,6 +41,35 @@ def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
         )
         others[place] = others.get(place, 0.0) + node.nanoseconds
     return Parts(factors={name: tuple(times) for name, times in factors.items()}, others=others)
+
+
+def without_overhead(parts: Parts, nodes: Iterable[NodeTime], variant: Step, whole: float) -> Parts:
+    """Times without what the profile itself takes: about the same for each node, however brief it is.
+
+    Args:
+        parts: by the profile.
+        nodes: that they were added up from.
+        variant: what was done to the network.
+        whole: ns that a run takes without a profile.
+
+    Returns:
+        Times that add up to the whole, where the profile is all that makes them longer.
+    """
+    counts = parts_of((replace(node, nanoseconds=1.0) for node in nodes), variant)
+    if parts.total <= whole or not counts.total:
+        return parts
+    overhead = min((parts.total - whole) / counts.total, _OVERHEAD)
+
+    def left(time: float, count: float) -> float:
+        return max(time - overhead * count, _LEAST_LEFT * time)
+
+    return Parts(
+        factors={
+            name: tuple(left(*pair) for pair in zip(times, counts.factors[name], strict=True))
+            for name, times in parts.factors.items()
+        },
+        others={place: left(time, counts.others[place]) for place, time in parts.others.items()},
+    )
 
 
 def groups_by_layer(structure: Structure) -> dict[str, set[str]]:

@@ -2,13 +2,13 @@
 """How the bytes that are alive at each place of a forward pass go with widths and ranks."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
-from torch import Tensor, nn
+from torch import nn
 
 from slimrank.capture import Alive, Place, alive_by_place, peak_activation_bytes
-from slimrank.forward import Batch, eval_mode, map_tensors, outside_inference_mode
+from slimrank.forward import Batch, eval_mode, on_cpu, outside_inference_mode
 from slimrank.latency import build_variant, untouched
 from slimrank.plan import Step, Structure, slimmable_groups, step_of
 from slimrank.records import Curve, Form, PairBytes, PeakPoint, Setting
@@ -93,7 +93,7 @@ def profile_peaks(
     modules = tuple(name for name, module in model.named_modules() if name and not any(module.children()))
     with eval_mode(model):
         peak = peak_activation_bytes(model, sample)
-    sample = _on_cpu(sample)
+    sample = on_cpu(sample)
     narrowed = {}
     for name, group in slimmable_groups(structure.channels).items():
         if group.units > 1:
@@ -135,7 +135,7 @@ def count_peak(model: nn.Module, step: Step, sample: Batch, *, has_bias: bool) -
     """
     variant = build_variant(model, step, has_bias=has_bias, seed=0)
     with eval_mode(variant):
-        return peak_activation_bytes(variant, _on_cpu(sample))
+        return peak_activation_bytes(variant, on_cpu(sample))
 
 
 def _step(structure: Structure, settings: Mapping[str, Setting]) -> Step:
@@ -148,11 +148,3 @@ def _alive(model: nn.Module, step: Step, sample: Batch, modules: Iterable[str]) 
     with eval_mode(variant):
         # What is inside a dropped block is not there.
         return alive_by_place(variant, sample, [name for name in modules if name in there])
-
-
-def _on_cpu(sample: Batch) -> Batch:
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.cpu()
-
-    kwargs = {name: map_tensors(value, moved) for name, value in sample.kwargs.items()}
-    return replace(sample, args=tuple(map_tensors(value, moved) for value in sample.args), kwargs=kwargs)

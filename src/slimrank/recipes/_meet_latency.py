@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
@@ -51,9 +52,12 @@ from slimrank.survey import Skip
 _MET, _STILL_MET = 1.02, 1.05
 # A result below this share of what was asked lost more than it had to.
 _FAR_BELOW = 0.95
-# What is saved is corrected by a factor between these: beyond, a measurement is more likely wrong than a
-# table.
-_LEAST_SAVED, _MOST_SAVED = 0.25, 2.0
+# By how much tables are off, as standard deviations: all times alike, as a share of what was asked; what a
+# plan saves, as a share of it; and each plan for itself, as a share of what was asked.
+_OFFSET, _SLOPE, _EACH = 0.03, 0.25, 0.01
+# What is saved is corrected by a factor between these, and no less is allowed by a table than this share of
+# what was asked: beyond, a measurement is more likely wrong than a table.
+_LEAST_SAVED, _MOST_SAVED, _LEAST_ALLOWED = 0.25, 2.0, 0.25
 # Seconds that the original and a result take turns: building takes longer on all but tiny networks. Where
 # these do not tell whether a budget is met, they take turns once more, for longer.
 _SECONDS, _LONGER = 3.0, 9.0
@@ -186,6 +190,7 @@ def within_latency(
         raise OptionError(f"rounds={rounds!r}; give a whole number of at least 1, e.g. 3")
     phases = session_of(study).phases()
     tried: list[_Tried] = []
+    seen: list[tuple[float, float]] = []
     notes: list[Note] = []
     with timed_beside(study, table, asked) as measure:
         current = table
@@ -207,7 +212,8 @@ def within_latency(
             if _is_done(tried[-1], asked):
                 break
             told = planned_latency(table, result.plan.steps[-1], asked).predicted
-            times = corrected(table.times, told, tried[-1].compared.ratio, asked)
+            seen.append((told, tried[-1].compared.ratio))
+            times = corrected(table.times, seen, asked)
             if times is None:
                 break
             current = Corrected(table=table, times=times)
@@ -300,34 +306,42 @@ class _Tried:
         return self.timed.compared
 
 
-def corrected(times: NetworkTimes, predicted: float, measured: float, asked: float) -> NetworkTimes | None:
-    """Times by which a plan takes what was measured of it, and the network as it stands what it took.
+def corrected(times: NetworkTimes, seen: Sequence[tuple[float, float]], asked: float) -> NetworkTimes | None:
+    """Times by which plans keep a budget where the most likely line through what was measured says so.
 
-    All that a plan saves is multiplied by one factor. Multiplying what is left instead would also move the
-    network as it stands, whose time is known. Only where some plan would then take less than no time is what
-    is left multiplied, so that the same plans keep the budget: the network as it stands moves as well.
+    Measured ratios are taken to be those of the table, an offset, and a share of what the plan saves; both
+    are drawn to nothing, as far as tables are usually right. With a factor of what is saved alone, a plan
+    that saves little would tell of a table that is far off; with an offset alone, one that saves much would
+    be believed too little.
 
     Args:
         times: of the table, as they were measured.
-        predicted: keep ratio that they say.
-        measured: the one that was measured.
+        seen: keep ratio that they say, and the one that was measured, of each plan so far.
         asked: keep ratio of the budget.
 
     Returns:
-        The times; None where the plan saves nothing, so that nothing can be learnt of it.
+        The times, all multiplied by one factor; None where the last plan saves nothing, so that nothing can
+        be learnt of it.
+
+    Source: a linear regression with a normal prior; Bishop 2006, "Pattern Recognition", 3.3.
     """
-    saved, really = (times.before - ratio * times.reference for ratio in (predicted, measured))
-    if saved <= 0:
+    before = times.before / times.reference
+    told, measured = np.array(seen, dtype=np.float64).T
+    if told[-1] >= before:
         return None
-    changing = times.before - times.fixed
-    factor = min(max(really / saved, _LEAST_SAVED), _MOST_SAVED)
-    if factor * changing <= times.before:
-        scaled = times.scaled(factor)
-        return replace(scaled, fixed=times.before - factor * changing, before=times.before)
-    limit = asked * times.reference
-    # The time that a plan may take by the table: then ``before - factor * (before - allowed)`` is the limit.
-    allowed = times.before - (times.before - limit) / factor
-    share = limit / allowed
+    each = _EACH * asked
+    matrix = np.vstack(
+        [
+            np.column_stack([np.ones_like(told), before - told]) / each,
+            np.diag([1 / (_OFFSET * asked), 1 / _SLOPE]),
+        ]
+    )
+    wanted = np.concatenate([(measured - told) / each, np.zeros(2)])
+    (offset, slope), *_ = np.linalg.lstsq(matrix, wanted)
+    saved = min(max(1 - slope, _LEAST_SAVED), _MOST_SAVED)
+    # What a plan may take by the table: then ``before - saved * (before - allowed) + offset`` is asked.
+    allowed = max(before - (before + offset - asked) / saved, _LEAST_ALLOWED * asked)
+    share = float(asked / allowed)
     return replace(times.scaled(share), fixed=share * times.fixed, before=share * times.before)
 
 

@@ -55,6 +55,44 @@ def test_single_runs_come_out_of_averages_in_whole_microseconds(
     assert all(abs(1e6 * one - other) <= lost for one, other in zip(found, expected, strict=True))
 
 
+# What OpenVINO makes of GRAPH: a transposition before the scores, and a change of layout behind it.
+COMPILED = ["images", "conv/Convolution", "Transpose_{0}", "Transpose_{1}", "fc/MatMul", "scores/MatMul"]
+
+
+def test_names_that_openvino_numbers_are_the_same_each_time() -> None:
+    names = [
+        seams.stable_names([name.format(first, first + 41) for name in COMPILED], GRAPH)
+        for first in (45311, 57704)
+    ]
+    assert names[0]["conv/Convolution"] == "conv/Convolution"
+    assert names[0]["Transpose_45311"] == names[1]["Transpose_57704"] == "Transpose #0"
+    assert names[0]["Transpose_45352"] == names[1]["Transpose_57745"] == "Transpose #1"
+    assert [*names[0].values()] == [*names[1].values()]
+
+
+def test_what_openvino_puts_in_belongs_behind_what_it_reads() -> None:
+    inputs = {
+        "conv/Convolution": ("images",),
+        "Transpose #0": ("conv/Convolution",),
+        "Transpose #1": ("Transpose #0",),
+        "Reorder #0": ("scores/MatMul",),
+        "Reorder #1": ("images",),
+        "scores/MatMul": ("Transpose #1", "fc/MatMul"),
+    }
+    runs = {(name, "kind"): 1e-4 for name in inputs}
+    # Compiled twice, and each run as long as the others: so are the averages.
+    found = {node.name: node for node in seams.node_times([[runs] * 4, [runs] * 4], inputs, GRAPH)}
+    assert [*found] == [*inputs]
+    assert all(node.nanoseconds == pytest.approx(1e5, rel=0.02) for node in found.values())
+    assert (found["conv/Convolution"].module, found["conv/Convolution"].sources) == ("conv", ())
+    # Beside the convolution, whose channels it moves, not inside of it.
+    for name in ("Transpose #0", "Transpose #1"):
+        assert (found[name].module, found[name].sources) == ("", ("conv",))
+    # The scores are no layer: what follows them is in the same module.
+    assert (found["Reorder #0"].module, found["Reorder #0"].sources) == ("attn", ("conv", "fc"))
+    assert (found["Reorder #1"].module, found["Reorder #1"].sources) == ("", ())
+
+
 @dataclass(frozen=True)
 class Event:
     """An event as ExecuTorch's tracer has it."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import seams
 import slimrank as sr
@@ -184,6 +185,63 @@ def test_what_is_slow_at_the_whole_width_alone_is_told_apart(study: sr.Study) ->
     assert times.ragged == {slow: pytest.approx(extra, rel=0.05)}
     for variant in draw_variants(structure, study.methods, count=20, step=STEP, seed=9):
         assert predicted_time(times, variant) == pytest.approx(FIXED + parts_of(variant).total, rel=0.03)
+
+
+class Attention(nn.Module):
+    """What its products cost grows with the number of heads times the numbers that each compares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v)  # (N, heads, T, 16)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_what_grows_with_heads_times_their_width_is_predicted() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Attention() for _ in range(3)), nn.Linear(64, 8)).eval()
+    study = sr.study(model, [torch.randn(4, 6, 64)], data_free=True, effort="fast", progress=False)
+    structure, untouched = study.structure, Step(structure=study.structure, layers={})
+    heads = {f"{number}.qkv": (f"{number}.qkv", f"{number}.qkv#2") for number in range(3)}
+    assert {name for groups in heads.values() for name in groups} <= {*structure.channels.groups}
+    each = 4_000.0  # ns for each number of each head
+
+    def parts_of(variant: Step) -> seams.Parts:
+        parts = parts_on_the_machine(variant)
+        more = {}
+        for home, groups in heads.items():
+            spec = slimmed_spec(structure.layers[home], structure.channels, variant.groups)
+            more[seams.Place(block="", groups=groups)] = each * spec.n_outputs
+        return replace(parts, others={**parts.others, **more})
+
+    def time_of(variant: Step) -> float:
+        return FIXED + parts_of(variant).total
+
+    times = seams.fit_times(
+        structure,
+        study.methods,
+        [
+            seams.Measured(
+                variant=variant,
+                parts=parts_of(variant),
+                ratio=time_of(variant) / time_of(untouched),
+                spread=0.0,
+            )
+            for variant in draw_variants(structure, study.methods, count=8, step=1, seed=0)
+        ],
+        original=parts_of(untouched),
+        before=time_of(untouched),
+        reference=time_of(untouched),
+        batch=BATCH,
+        step=1,
+    ).times
+    fresh = draw_variants(structure, study.methods, count=20, step=1, seed=9)
+    for variant in (untouched, *fresh):
+        assert predicted_time(times, variant) == pytest.approx(time_of(variant), rel=0.03)
 
 
 def test_fresh_variants_of_grouped_kernels_are_predicted() -> None:

@@ -100,14 +100,44 @@ def test_a_part_that_one_profile_does_not_have_has_the_time_of_the_other(study: 
     assert other.least(one) == both
 
 
+@pytest.mark.parametrize(
+    ("whole", "expected"),
+    [
+        (140_000.0, (100_000.0, 40_000.0, 5_000.0)),
+        # 2 us for each of five nodes, two of which are in one part.
+        (135_000.0, (98_000.0, 36_000.0, 1_250.0)),
+        # Other work, beyond what a profile takes.
+        (50_000.0, (97_000.0, 34_000.0, 1_250.0)),
+    ],
+)
+def test_a_profile_takes_time_of_its_own_at_each_node(
+    study: sr.Study, whole: float, expected: tuple[float, ...]
+) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    nodes = [
+        node("0", 100_000.0), node("3", 15_000.0), node("3", 25_000.0), node("", 2_000.0), node("", 3_000.0)
+    ]  # fmt: skip
+    parts = seams.parts_of(nodes, untouched)
+    if whole == 140_000.0:
+        whole = parts.total
+    found = seams.without_overhead(parts, nodes, untouched, whole)
+    assert (*found.factors["0"], *found.factors["3"]) == pytest.approx(expected[:2])
+    assert sum(found.others.values()) == pytest.approx(expected[2])
+    profiled = seams.profiled_parts(
+        TimedFile(run=lambda: None, batch=1, nodes=lambda: tuple(nodes)), untouched, whole / 1e6, 2
+    )
+    assert profiled.total <= parts.total
+
+
 def test_a_profile_is_taken_four_times_at_most(study: sr.Study) -> None:
     untouched = Step(structure=study.structure, layers={})
     taken: list[int] = []
 
     def nodes() -> tuple[NodeTime, ...]:
         taken.append(len(taken))
-        return (node("0", 50.0 + len(taken)),)
+        return (node("0", 50_000.0 + len(taken)),)
 
     file = TimedFile(run=lambda: None, batch=1, nodes=nodes)
-    assert seams.profiled_parts(file, untouched, 10e-6, 4).factors == {"0": (51.0,)}
+    # Of the shortest, 3 us are the profile's.
+    assert seams.profiled_parts(file, untouched, 10e-3, 4).factors == {"0": (47_001.0,)}
     assert len(taken) == 4

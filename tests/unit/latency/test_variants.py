@@ -10,7 +10,8 @@ from torch import nn
 import seams
 import slimrank as sr
 from slimrank.cost import forms_of, layer_cost, pair_cost, slimmed_spec
-from slimrank.latency import build_variant, draw_variants
+from slimrank.forward import Batch
+from slimrank.latency import build_variant, draw_variants, untouched
 from slimrank.plan import kernel_group_steps, rounding_steps
 
 
@@ -116,6 +117,49 @@ def test_a_variant_has_its_shapes_and_finite_outputs_and_leaves_the_model_alone(
         # About as large as what the model makes: neither huge nor denormal.
         assert 0.01 < float(outputs.abs().mean() / wanted.abs().mean()) < 100
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_norms_of_a_variant_are_settled_on_a_sample() -> None:
+    """Without, activations shrink from layer to layer, and int8 kernels are chosen by their ranges."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(4, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()]
+    for _ in range(5):
+        layers += [nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.BatchNorm2d(32), nn.ReLU()]
+        layers += [nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    model = nn.Sequential(*layers)
+    x = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    for norm in model:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        model(x)
+    model.eval().requires_grad_(requires_grad=False)
+    study = sr.study(model, [x], methods=("weight_svd", "channel_pruning"), progress=False)
+    sample = Batch(args=(x,), kwargs={})
+    variant = draw_variants(study.structure, study.methods, count=4, step=4, seed=0)[0]
+    assert variant.groups
+    assert variant.settings
+    loose = build_variant(model, variant, has_bias=True, seed=0)
+    settled = build_variant(model, variant, has_bias=True, seed=0, sample=sample)
+
+    def variation(network: nn.Module) -> float:
+        """By how much outputs differ from sample to sample."""
+        return float(network(x).std(0).mean())
+
+    assert variation(loose) < 0.5 * variation(model)
+    assert 0.7 * variation(model) < variation(settled) < 1.3 * variation(model)
+    before_last = settled[:-1](x)
+    assert torch.allclose(before_last.mean((0, 2, 3)), torch.zeros(len(before_last[0])), atol=1e-3)
+    # The network as it stands keeps its own, and one value of each channel says nothing of how they vary.
+    whole = build_variant(model, untouched(study.structure), has_bias=True, seed=0, sample=sample)
+    assert torch.equal(whole[1].running_var, model[1].running_var)
+    flat = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    study = sr.study(flat, [rows], data_free=True, effort="fast", progress=False)
+    variant = draw_variants(study.structure, study.methods, count=1, step=4, seed=0)[0]
+    single = Batch(args=(rows[:1],), kwargs={})
+    built = build_variant(flat, variant, has_bias=True, seed=0, sample=single)
+    assert torch.equal(built[1].running_mean, torch.zeros_like(built[1].running_mean))
 
 
 def test_mixed_variants_drop_blocks() -> None:

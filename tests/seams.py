@@ -58,7 +58,6 @@ from slimrank.cli._typed import read_multiple_of as multiple_of_option
 from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
-from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _cpu, _formats, _measure_script, _onnx, _samples, _saved_model, _timing
 from slimrank.deploy._architecture import record_architecture
 from slimrank.deploy._balance import balance_pairs

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: the shipped network compressed, measured, saved and loaded again."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,16 +13,13 @@ from torch import Tensor, nn
 import slimrank as sr
 from slimrank._progress import Phases
 from slimrank.demo._glyphnet import build, calibration_batches, test_batches
+from slimrank.deploy import Times, time_in_turns
 from slimrank.records import Measurement, Note
 
-# Batch size -> rounds: one to six seconds each on two idle cores. More of them steady the medians.
-LATENCY_ROUNDS = {1: 200, 64: 30}
+# Samples in the batches that the networks are timed with in torch.
+LATENCY_BATCHES = (1, 64)
 # Samples in the batches that exported files are timed with.
 EXPORT_BATCH = 16
-# On a busy machine a forward may take a hundred times as long.
-LATENCY_SECONDS = 8.0
-# Rounds that are not counted, since the first forwards allocate; and rounds even where time has run out.
-_WARM_UP, _MIN_ROUNDS = 5, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,10 +83,10 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
     measurements = [_measurement(f"accuracy, {n_images:,} unseen images", accuracies, "%")]
     images = torch.cat([images for images, _ in labelled])
     notes = []
-    with phases.phase("latency", len(LATENCY_ROUNDS)) as advance:
-        for batch_size, rounds in LATENCY_ROUNDS.items():
-            times = measure_times_ms(pair, images[:batch_size], rounds=rounds, seconds=LATENCY_SECONDS)
-            medians = [statistics.median(model_times) for model_times in times]
+    with phases.phase("latency", len(LATENCY_BATCHES)) as advance, torch.no_grad():
+        for batch_size in LATENCY_BATCHES:
+            times = time_in_turns([partial(network, images[:batch_size]) for network in pair])
+            medians = [taken.milliseconds for taken in times]
             measurements.append(_measurement(f"latency, batch {batch_size}", medians, "ms"))
             notes.append(Note(where=f"latency, batch {batch_size}", text=_latency_text(times)))
             advance(1)
@@ -134,36 +131,6 @@ def measure_accuracy(model: nn.Module, labelled: Sequence[tuple[Tensor, Tensor]]
     return 100 * right / sum(len(labels) for _, labels in labelled)
 
 
-def measure_times_ms(
-    models: Sequence[nn.Module], images: Tensor, *, rounds: int, seconds: float
-) -> tuple[list[float], ...]:
-    """Wall times of forwards, models in turn, so that a slow moment of the machine meets all of them.
-
-    Args:
-        models: in eval mode.
-        images: one batch.
-        rounds: forwards of each model, at least 1; those of the warm-up are not counted.
-        seconds: no further round is started after so long, once 5 are done.
-
-    Returns:
-        Milliseconds of each forward, per model.
-    """
-    times: list[list[float]] = [[] for _ in models]
-    begin = time.perf_counter()
-    with torch.no_grad():
-        for round_number in range(-_WARM_UP, rounds):
-            if round_number >= _MIN_ROUNDS and time.perf_counter() - begin > seconds:
-                break
-            # Every other round backwards: neither always follows the other.
-            order = range(len(models)) if round_number % 2 else reversed(range(len(models)))
-            for index in order:
-                start = time.perf_counter()
-                models[index](images)
-                if round_number >= 0:
-                    times[index].append(1000 * (time.perf_counter() - start))
-    return tuple(times)
-
-
 def _export(result: sr.Result, folder: Path) -> sr.Exported:
     """The compressed network as an ONNX file in a folder."""
     return result.export(folder / "compressed.onnx", batch=EXPORT_BATCH)
@@ -181,17 +148,12 @@ def _export_measurements(exported: sr.Exported) -> list[Measurement]:
     return measurements
 
 
-def _latency_text(times: Sequence[Sequence[float]]) -> str:
+def _latency_text(times: Sequence[Times]) -> str:
     """How latency was measured, and how far the middle half of the times spreads."""
-    spans = []
-    for model_times in times:
-        low, _, high = statistics.quantiles(model_times)
-        spans.append(f"{low:#.3g} to {high:#.3g} ms")
-    before, after = spans
+    before, after = (taken.spread for taken in times)
     return (
-        f"on the CPU, {torch.get_num_threads()} threads, eager, eval mode, no_grad; "
-        f"medians of {len(times[0])} rounds, original and compressed in turn; "
-        f"half of the times lay within {before} before, {after} after"
+        f"on the CPU, {torch.get_num_threads()} threads, eager, eval mode, no_grad; medians of turns "
+        f"of the two; the middle half of them spread by {before:.0%} before, {after:.0%} after"
     )
 
 

@@ -111,7 +111,7 @@ from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import parts_of, without_overhead
-from slimrank.latency._step import step_told
+from slimrank.latency._step import step_network, step_told, steps_of_nodes
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
 from slimrank.linalg import Moments, _moments, _obs, _output_basis, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
@@ -847,9 +847,12 @@ def interrupt_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
-    """Latency tables of two variants and one with dropped blocks, each timed for an instant."""
-    patch.setattr(_measure_latency, "_FITTED", 2)
-    patch.setattr(_measure_latency, "_MIXED", 1)
+    """Latency tables of two variants and one with dropped blocks, each timed for an instant.
+
+    Where only whole times are told there are twice as many.
+    """
+    for name, count in (("_FITTED", 2), ("_MIXED", 1), ("_WHOLE_FITTED", 4), ("_WHOLE_MIXED", 2)):
+        patch.setattr(_measure_latency, name, count)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
     patch.setattr(_elsewhere, "SECONDS", 0.05)
     patch.setattr(_measure_script, "_SETTLING_SECONDS", 0.0)

@@ -14,6 +14,7 @@ from torch import nn
 import slimrank as sr
 from invented_times import Machine, times_on
 from slimrank.latencies import Conditions, LatencyRecord, Parts, tie_of
+from slimrank.records import Steps
 
 
 class Block(nn.Module):
@@ -64,7 +65,7 @@ def _table(study: sr.Study) -> sr.Latencies:
         methods=sr.METHODS,
     )
     parts = Parts(factors={name: (1.0,) for name in study.structure.layers}, others={})
-    record = LatencyRecord(conditions=conditions, step=1, original=parts)
+    record = LatencyRecord(conditions=conditions, steps=Steps(), original=parts)
     return sr.Latencies(
         before_ms=times.before / 1e6, spread=0.0, error=0.0, times=times, notes=(), _record=record
     )

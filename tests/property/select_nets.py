@@ -7,7 +7,14 @@ from math import prod
 
 import numpy as np
 
-from slimrank.cost import layer_cost, max_rank, pair_costs, pair_rows_and_columns, rows_and_columns
+from slimrank.cost import (
+    layer_cost,
+    max_rank,
+    pair_costs,
+    pair_rows_and_columns,
+    rows_and_columns,
+    timed_sizes,
+)
 from slimrank.plan import structure_of
 from slimrank.records import (
     AxisUnits,
@@ -26,6 +33,7 @@ from slimrank.records import (
     PairTime,
     ProductSpec,
     Role,
+    Steps,
     TensorSpec,
     step_edge,
 )
@@ -318,7 +326,11 @@ NETS = {
 
 
 def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
-    """Times with every part that a table can have; one layer of each network is not in it."""
+    """Times with every part that a table can have; one layer of each network is not in it.
+
+    Those of odd seeds count what layers read up to a finer step than what they write.
+    """
+    steps = Steps(rows=step, columns=max(1, step // 2) if seed % 2 else step)
     rng = np.random.default_rng([seed, 7])
     layers: dict[str, LayerTimes] = {}
     specs = list(net.structure.layers.values())
@@ -354,7 +366,7 @@ def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
     ragged = {name: float(rng.uniform(0, 2e4)) for name in list(groups)[:1]}
     blocks = {name: float(rng.uniform(0, 2e4)) for name in net.structure.channels.blocks}
     whole = sum(
-        float(layer.dense.time(*step_edge(rows_and_columns(net.structure.layers[name]), step)))
+        float(layer.dense.time(*timed_sizes(net.structure.layers[name], steps)))
         for name, layer in layers.items()
     )
     # Units are as wide as one output.
@@ -376,4 +388,5 @@ def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
         before=fixed + whole,
         reference=(fixed + whole) * float(rng.choice([1.0, 1.25])),
         step=step,
+        column_step=steps.columns,
     )

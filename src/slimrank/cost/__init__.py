@@ -65,6 +65,7 @@ from slimrank.cost._time import (
     network_time,
     pair_rows_and_columns,
     rows_and_columns,
+    timed_pair_sizes,
     timed_sizes,
 )
 
@@ -125,6 +126,7 @@ __all__ = [
     "setting_cost",
     "slimmed_spec",
     "stays",
+    "timed_pair_sizes",
     "timed_sizes",
     "usual_ranks_in",
     "working_bytes",

@@ -12,6 +12,7 @@ from slimrank.records import (
     LayerTimes,
     NetworkTimes,
     Setting,
+    Steps,
     step_edge,
 )
 
@@ -87,9 +88,8 @@ def layer_times(
 def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:
     pair = None if setting is None else layer.pairs.get(setting.form)
     if setting is None or pair is None:
-        return float(layer.dense.time(*timed_sizes(spec, times.step)))
-    rows, columns = times.edge(pair_rows_and_columns(spec))
-    return float(pair.time(times.edge(setting.rank), rows, columns))
+        return float(layer.dense.time(*timed_sizes(spec, times.steps)))
+    return float(pair.time(times.edge(setting.rank), *timed_pair_sizes(spec, times.steps)))
 
 
 def _block_time(times: NetworkTimes, dropped: Collection[str]) -> float:
@@ -133,19 +133,34 @@ def rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
     return spec.n_outputs, next(iter(spec.weight_shape[1:2]), 1)
 
 
-def timed_sizes(spec: LayerSpec, step: int) -> tuple[int, int]:
-    """Outputs and inputs of a layer in one piece, up to the step up to which runtimes compute them.
+def timed_sizes(spec: LayerSpec, steps: Steps) -> tuple[int, int]:
+    """Outputs and inputs of a layer in one piece, up to the steps up to which runtimes compute them.
 
     Args:
         spec: the layer.
-        step: of the hardware.
+        steps: of the hardware.
 
     Returns:
         As ``rows_and_columns``. What one group of a grouped convolution reads counts as it is: where it is no
         whole step as it stands, kernels that pad nothing compute it, and else plans leave whole steps of it.
     """
     rows, columns = rows_and_columns(spec)
-    return int(step_edge(rows, step)), columns if spec.groups > 1 else int(step_edge(columns, step))
+    edge = columns if spec.groups > 1 else int(step_edge(columns, steps.columns))
+    return int(step_edge(rows, steps.rows)), edge
+
+
+def timed_pair_sizes(spec: LayerSpec, steps: Steps) -> tuple[int, int]:
+    """``pair_rows_and_columns`` of a layer, up to the steps up to which runtimes compute them.
+
+    Args:
+        spec: the layer that a pair replaces.
+        steps: of the hardware.
+
+    Returns:
+        Both.
+    """
+    rows, columns = pair_rows_and_columns(spec)
+    return int(step_edge(rows, steps.rows)), int(step_edge(columns, steps.columns))
 
 
 def pair_rows_and_columns(spec: LayerSpec) -> tuple[int, int]:

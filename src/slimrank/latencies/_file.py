@@ -26,11 +26,11 @@ from slimrank.files import (
 from slimrank.latencies._parts import Parts, Place
 from slimrank.latencies._record import Conditions, LatencyRecord, VariantTime
 from slimrank.plan import form_of, method_of
-from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, PairTime, Setting
+from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, PairTime, Setting, Steps
 
 # Written into each table; a higher number would keep older versions from misreading a new layout.
 LATENCY_FORMAT = 1
-_KEYS = ("format", "conditions", "step", "original", "variants", "result")
+_KEYS = ("format", "conditions", "steps", "original", "variants", "result")
 _CONDITIONS = tuple(Conditions.__dataclass_fields__)
 _CHOICE = ("settings", "kept", "dropped")
 _VARIANT = (*_CHOICE, "parts", "before_ms", "before_spread", "ratio", "spread")
@@ -39,7 +39,7 @@ _STANDING = "standing_ratio"
 _PARTS = ("factors", "others")
 _OTHER = ("block", "groups", "nanoseconds")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
-_TIMES = ("layers", "groups", "ragged", "blocks", "fixed", "before", "reference", "step")
+_TIMES = ("layers", "groups", "ragged", "blocks", "fixed", "before", "reference", "step", "column_step")
 _DENSE = ("fixed", "per_row", "per_column", "per_product")
 _PAIR = ("fixed", "per_rank", "per_row", "per_column", "any_row", "any_column")
 _NOTE = ("where", "text", "is_warning")
@@ -71,7 +71,7 @@ def write_latencies(path: str | os.PathLike[str], record: LatencyRecord, result:
     content: dict[str, Json] = {
         "format": LATENCY_FORMAT,
         "conditions": conditions_to_json(record.conditions),
-        "step": record.step,
+        "steps": {"rows": record.steps.rows, "columns": record.steps.columns},
         "original": _parts_to_json(record.original),
         "variants": [_variant_to_json(variant) for variant in record.variants],
         "result": None if result is None else _result_to_json(result),
@@ -110,7 +110,7 @@ def read_latencies(path: str | os.PathLike[str]) -> tuple[LatencyRecord, ResultF
         as_object(content, where, required=_KEYS)
         record = LatencyRecord(
             conditions=conditions_from(content["conditions"], f"{where}: conditions"),
-            step=as_integer(content["step"], f"{where}: step"),
+            steps=_steps_from(content["steps"], f"{where}: steps"),
             original=_parts_from(content["original"], f"{where}: original"),
             variants=tuple(
                 _variant_from(entry, f"{where}: variants[{index}]")
@@ -122,6 +122,11 @@ def read_latencies(path: str | os.PathLike[str]) -> tuple[LatencyRecord, ResultF
     except PlanError as error:
         # The readers of JSON raise a PlanError, whatever file they read.
         raise LatencyError(str(error)) from error
+
+
+def _steps_from(value: Json, where: str) -> Steps:
+    found = as_object(value, where, required=Steps._fields)
+    return Steps(**{key: as_integer(found[key], where) for key in Steps._fields})
 
 
 def _parts_to_json(parts: Parts) -> Json:
@@ -150,6 +155,7 @@ def _result_to_json(result: ResultFields) -> Json:
         "notes": [{key: getattr(note, key) for key in _NOTE} for note in result["notes"]],
         "times": {
             **{key: getattr(times, key) for key in ("fixed", "before", "reference", "step")},
+            "column_step": times.steps.columns,
             "groups": dict(times.groups),
             "ragged": dict(times.ragged),
             "blocks": dict(times.blocks),
@@ -307,6 +313,7 @@ def _times_from(value: Json, where: str) -> NetworkTimes:
         before=as_number(found["before"], where),
         reference=as_number(found["reference"], where),
         step=as_integer(found["step"], where),
+        column_step=as_integer(found["column_step"], where),
     )
 
 

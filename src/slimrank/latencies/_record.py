@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from slimrank.latencies._parts import Parts
 from slimrank.plan import Step, Structure, step_of
-from slimrank.records import Setting
+from slimrank.records import Setting, Steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +75,12 @@ class LatencyRecord:
 
     Attributes:
         conditions: under which.
-        step: of the hardware's stairs.
+        steps: of the hardware's stairs.
         original: parts of the network as it stands.
         variants: that were measured, in order.
     """
 
     conditions: Conditions
-    step: int
+    steps: Steps
     original: Parts
     variants: tuple[VariantTime, ...] = field(default=())

@@ -39,7 +39,7 @@ from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import SECONDS, SEED, drawn_variants, finished_table
 from slimrank.latency._parts import parts_of, without_overhead
 from slimrank.latency._prepared import PreparedFile, read_measured, read_prepared, write_prepared
-from slimrank.latency._step import step_network, step_of_nodes
+from slimrank.latency._step import step_network, steps_of_nodes
 from slimrank.latency._variants import build_variant, shared_step, untouched
 from slimrank.plan import Structure
 from slimrank.records import Method
@@ -197,7 +197,7 @@ def collect_variants(
     )
     record = LatencyRecord(
         conditions=conditions,
-        step=step_of_nodes(nodes[STEP]),
+        steps=steps_of_nodes(nodes[STEP]),
         original=original,
         variants=tuple(variants),
     )

@@ -25,6 +25,7 @@ from slimrank.cost import (
     pair_rows_and_columns,
     rows_and_columns,
     slimmed_spec,
+    timed_pair_sizes,
     timed_sizes,
 )
 from slimrank.latencies import Parts
@@ -32,7 +33,17 @@ from slimrank.latency._parts import groups_by_layer
 from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import untouched, useful_ranks
 from slimrank.plan import Step, Structure, is_inside, predicted_time, slimmable_groups
-from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
+from slimrank.records import (
+    DenseTime,
+    Form,
+    LayerSpec,
+    LayerTimes,
+    Method,
+    NetworkTimes,
+    PairTime,
+    Steps,
+    step_edge,
+)
 
 # Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a
 # layer's own.
@@ -101,7 +112,7 @@ def fit_times(
     before: float,
     reference: float,
     batch: int,
-    step: int,
+    steps: Steps,
 ) -> Fit:
     """The formulas that fit what was measured.
 
@@ -113,7 +124,7 @@ def fit_times(
         before: whole time of the network as it stands, in that precision, ns.
         reference: whole time of the original that ratios are to, ns.
         batch: samples of the batch.
-        step: of ranks and widths.
+        steps: of ranks and widths, and of what layers read.
 
     Returns:
         The formulas. Node times are scaled, and the constant chosen, so that whole times come out on
@@ -137,7 +148,7 @@ def fit_times(
             before=before,
             reference=reference,
             batch=batch,
-            step=step,
+            steps=steps,
         ),
     )
     # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
@@ -166,7 +177,7 @@ def part_formulas(
     before: float,
     reference: float,
     batch: int,
-    step: int,
+    steps: Steps,
 ) -> NetworkTimes:
     """The formulas that fit the times of parts alone.
 
@@ -177,13 +188,13 @@ def part_formulas(
         before: whole time of the network as it stands, ns.
         reference: whole time of the original that ratios are to, ns.
         batch: samples of the batch.
-        step: of ranks and widths.
+        steps: of ranks and widths, and of what layers read.
 
     Returns:
         Formulas of all forms, whether they are faster than their layers or not; nothing is fixed.
     """
-    layers = _layers(structure, methods, profiles, batch, step)
-    others = _others(structure, profiles, layers, step)
+    layers = _layers(structure, methods, profiles, batch, steps)
+    others = _others(structure, profiles, layers, steps)
     return NetworkTimes(
         layers={name: layer.with_rows(others.rows.get(name, 0.0)) for name, layer in layers.items()},
         groups=others.groups,
@@ -192,7 +203,8 @@ def part_formulas(
         fixed=0.0,
         before=before,
         reference=reference,
-        step=step,
+        step=steps.rows,
+        column_step=steps.columns,
     )
 
 
@@ -201,8 +213,8 @@ def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:
 
     def kept(name: str, layer: LayerTimes) -> LayerTimes:
         spec = structure.layers[name]
-        most = (1 - _NOISE) * float(layer.dense.time(*timed_sizes(spec, times.step)))
-        rows, columns = times.edge(pair_rows_and_columns(spec))
+        most = (1 - _NOISE) * float(layer.dense.time(*timed_sizes(spec, times.steps)))
+        rows, columns = timed_pair_sizes(spec, times.steps)
         pairs = {
             form: pair
             for form, pair in layer.pairs.items()
@@ -253,19 +265,19 @@ def _layers(
     methods: Sequence[Method],
     profiles: Sequence[tuple[Step, Parts]],
     batch: int,
-    step: int,
+    steps: Steps,
 ) -> dict[str, LayerTimes]:
-    entries = _entries(structure, profiles, batch, step)
+    entries = _entries(structure, profiles, batch, steps)
     rates = _Rates.fitted(entries)
     return {
-        name: _layer_times(spec, methods, rates, batch, step)
+        name: _layer_times(spec, methods, rates, batch, steps)
         for name, spec in structure.layers.items()
         if (name, "", 0) in entries
     }
 
 
 def _entries(
-    structure: Structure, profiles: Sequence[tuple[Step, Parts]], batch: int, step: int
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], batch: int, steps: Steps
 ) -> dict[_Key, list[tuple[_Operation, float]]]:
     """What each operation of each layer took, at which sizes."""
     entries: dict[_Key, list[tuple[_Operation, float]]] = {}
@@ -275,11 +287,11 @@ def _entries(
             setting = variant.settings.get(name)
             found: tuple[_Operation, ...]
             if setting is None:
-                rows, columns = timed_sizes(spec, step)
+                rows, columns = timed_sizes(spec, steps)
                 found = (_dense(spec, rows, columns, batch),)
             else:
-                rank = int(step_edge(setting.rank, step))
-                found = _pair(spec, setting.form, rank, *_edges(pair_rows_and_columns(spec), step), batch)
+                rank = int(step_edge(setting.rank, steps.rows))
+                found = _pair(spec, setting.form, rank, *timed_pair_sizes(spec, steps), batch)
             form = "" if setting is None else setting.form
             for index, (operation, time) in enumerate(zip(found, times, strict=True)):
                 if time > 0:
@@ -288,12 +300,13 @@ def _entries(
 
 
 def _layer_times(
-    spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
+    spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, steps: Steps
 ) -> LayerTimes:
     """The formulas of a layer and its pairs."""
-    rows, columns = timed_sizes(spec, step)
+    step = steps.rows
+    rows, columns = timed_sizes(spec, steps)
     dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
-    rows, columns = _edges(pair_rows_and_columns(spec), step)
+    rows, columns = timed_pair_sizes(spec, steps)
     pairs = {}
     for method, forms in FORMS.items():
         for form in forms:
@@ -306,12 +319,6 @@ def _layer_times(
             )
             pairs[form] = _pair_time(spec, form, (first, second), rows, columns, batch)
     return LayerTimes(dense=dense, pairs=pairs)
-
-
-def _edges(sizes: tuple[int, int], step: int) -> tuple[int, int]:
-    """Both up to the next step."""
-    rows, columns = (int(step_edge(size, step)) for size in sizes)
-    return rows, columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,14 +491,14 @@ class _Others:
 
 
 def _others(
-    structure: Structure, profiles: Sequence[tuple[Step, Parts]], layers: Iterable[str], step: int
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], layers: Iterable[str], steps: Steps
 ) -> _Others:
     """A line for each place: a constant, and a share for each unit of its groups, none below 0.
 
     Where several groups make up the outputs of one layer, there is a share for each of these outputs as well.
     A constant outside of blocks is part of that of the network.
     """
-    known = slimmable_groups(structure.channels)
+    known, step = slimmable_groups(structure.channels), steps.rows
     outputs = groups_by_layer(structure)
     groups: dict[str, float] = {}
     ragged: dict[str, float] = {}
@@ -511,7 +518,7 @@ def _others(
                     slimmed_spec(structure.layers[name], structure.channels, variant.groups)
                     for name in shared
                 ]
-                sizes.append([1.0, *widths, *(float(timed_sizes(spec, step)[0]) for spec in specs)])
+                sizes.append([1.0, *widths, *(float(timed_sizes(spec, steps)[0]) for spec in specs)])
                 times.append(parts.others[place])
                 is_ragged.append(
                     any(

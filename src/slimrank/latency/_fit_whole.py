@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from slimrank.cost import pair_rows_and_columns, slimmed_spec, timed_sizes
+from slimrank.cost import slimmed_spec, timed_pair_sizes, timed_sizes
 from slimrank.latencies import Parts
 from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas
 from slimrank.latency._predict import changing_time
 from slimrank.latency._variants import untouched
 from slimrank.plan import Step, Structure, is_inside
-from slimrank.records import Form, LayerTimes, Method, NetworkTimes
+from slimrank.records import Form, LayerTimes, Method, NetworkTimes, Steps
 
 _Vector = NDArray[np.float64]
 # A layer and the form of its pair, "" for the layer in one piece; ("", "") for all that is no layer.
@@ -42,7 +42,7 @@ def fit_whole_times(
     before: float,
     reference: float,
     batch: int,
-    step: int,
+    steps: Steps,
 ) -> Fit:
     """The formulas that fit whole times.
 
@@ -54,7 +54,7 @@ def fit_whole_times(
         before: whole time of the network as it stands, ns.
         reference: whole time of the original that ratios are to, ns.
         batch: samples of the batch.
-        step: of ranks and widths.
+        steps: of ranks and widths, and of what layers read.
 
     Returns:
         The formulas; the error of each variant is that of formulas fitted to all others.
@@ -64,7 +64,7 @@ def fit_whole_times(
         *((entry.variant, entry.parts) for entry in measured),
     ]
     raw = part_formulas(
-        structure, methods, profiles, before=before, reference=reference, batch=batch, step=step
+        structure, methods, profiles, before=before, reference=reference, batch=batch, steps=steps
     )
     kinds = _kinds(structure, raw)
     terms = np.array([_terms(structure, raw, variant, kinds) for variant, _ in profiles])
@@ -98,10 +98,10 @@ def _terms(structure: Structure, raw: NetworkTimes, variant: Step, kinds: Mappin
         setting = variant.settings.get(name)
         pair = None if setting is None else layer.pairs.get(setting.form)
         if setting is None or pair is None:
-            found[name, ""] = float(layer.dense.time(*timed_sizes(spec, raw.step)))
+            found[name, ""] = float(layer.dense.time(*timed_sizes(spec, raw.steps)))
         else:
-            rows, columns = raw.edge(pair_rows_and_columns(spec))
-            found[name, setting.form] = float(pair.time(raw.edge(setting.rank), rows, columns))
+            sizes = timed_pair_sizes(spec, raw.steps)
+            found[name, setting.form] = float(pair.time(raw.edge(setting.rank), *sizes))
     found[_ELSE] = max(0.0, changing_time(raw, variant) - sum(found.values()))
     return list(found.values())
 

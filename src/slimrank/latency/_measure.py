@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from statistics import median, quantiles
@@ -44,11 +45,12 @@ from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._machine import package_versions
 from slimrank.latency._parts import parts_of, without_overhead
-from slimrank.latency._step import find_step
+from slimrank.latency._step import find_steps
 from slimrank.latency._variants import (
     build_variant,
     draw_variants,
     has_timed_form,
+    shared_step,
     untouched,
     without_useful_rank,
 )
@@ -57,9 +59,9 @@ from slimrank.records import Method, Note
 
 PRECISIONS = ("float32", "int8")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
-_FITTED, _MIXED = 8, 2
-# By how much they are more where only whole times tell of the runtime.
-_MORE = 2
+_FITTED, _MIXED = 12, 2
+# The same where only whole times tell of the runtime.
+_WHOLE_FITTED, _WHOLE_MIXED = 16, 4
 # Seconds that a variant and the original of its precision are run in turns; two originals take half of it.
 SECONDS = 2.0
 # Of the draw of variants and their weights.
@@ -164,8 +166,9 @@ def measure_variants(
     record = None if path is None else _found(Path(path), conditions)
     clock_threads = row.clock_threads(threads)
     # Parts of another runtime say nothing of the noise of this one.
-    more, profiles = (_MORE, 1) if row.parts_of else (1, PROFILES)
-    n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
+    profiles = 1 if row.parts_of else PROFILES
+    variants_at = partial(drawn_variants, structure, methods, precision=precision, has_parts=not row.parts_of)
+    n_variants = len(variants_at(shared_step(structure, methods)))
     if record is not None and len(record.variants) == n_variants:
         return finished_table(record, structure, methods, path)
     if record is not None and quantize is not None:
@@ -198,7 +201,7 @@ def measure_variants(
                 turns = compare_in_turns(whole.run, whole.run, threads=clock_threads, seconds=SECONDS / 2)
                 record = LatencyRecord(
                     conditions=conditions,
-                    step=find_step(
+                    steps=find_steps(
                         structure, folder / "step", backend=backend, threads=threads, quantize=quantize
                     ),
                     original=_parts(whole, untouched(structure), turns.after.milliseconds, profiles),
@@ -206,7 +209,7 @@ def measure_variants(
             advance(1 + len(record.variants), "original")
             # Float kernels take as long for all values.
             sample = None if quantize is None else _few(next(iter(batches())))
-            variants = drawn_variants(structure, methods, record.step, more=more, precision=precision)
+            variants = variants_at(record.steps.rows)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number, sample=sample)
@@ -220,7 +223,12 @@ def measure_variants(
 
 
 def drawn_variants(
-    structure: Structure, methods: Sequence[Method], step: int, *, more: int = 1, precision: str = "float32"
+    structure: Structure,
+    methods: Sequence[Method],
+    step: int,
+    *,
+    precision: str = "float32",
+    has_parts: bool = True,
 ) -> tuple[Step, ...]:
     """The variants that a table is measured with.
 
@@ -228,17 +236,18 @@ def drawn_variants(
         structure: of the network.
         methods: that plans may use.
         step: that ranks and widths are multiples of.
-        more: how many times as many.
         precision: of the variants.
+        has_parts: whether the runtime tells the times of parts.
 
     Returns:
         In the order in which they are measured; in another precision than the original's first the network
         as it stands.
     """
+    fitted, mixed = (_FITTED, _MIXED) if has_parts else (_WHOLE_FITTED, _WHOLE_MIXED)
     return (
         *(() if precision == "float32" else (untouched(structure),)),
-        *draw_variants(structure, methods, count=more * _FITTED, step=step, seed=SEED),
-        *draw_variants(structure, methods, count=more * _MIXED, step=step, seed=SEED + 1, mixed=True),
+        *draw_variants(structure, methods, count=fitted, step=step, seed=SEED),
+        *draw_variants(structure, methods, count=mixed, step=step, seed=SEED + 1, mixed=True),
     )
 
 
@@ -411,7 +420,7 @@ def finished_table(
         before=whole,
         reference=reference,
         batch=record.conditions.batch,
-        step=record.step,
+        steps=record.steps,
     )
     times, errors = fit.times, fit.errors
     spread = median(variant.before_spread for variant in record.variants)
@@ -428,11 +437,11 @@ def finished_table(
             f"{borrowed!r}, scaled to {1 + len(measured)} whole times, and so are shares of layers"
         )
         notes.append(Note(where="latency", text=text))
-    too_fine = without_useful_rank(structure, methods, record.step)
+    too_fine = without_useful_rank(structure, methods, record.steps.rows)
     if too_fine:
         text = (
-            f"ranks count in steps of {record.step}, and one group of these grouped convolutions has no such "
-            f"rank that saves MACs; they stay in one piece: {listed(too_fine, 4)}"
+            f"ranks count in steps of {record.steps.rows}, and one group of these grouped convolutions has "
+            f"no such rank that saves MACs; they stay in one piece: {listed(too_fine, 4)}"
         )
         notes.append(Note(where="latency", text=text))
     if whole < 1e6 * _SHORT and not borrowed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step of a runtime on this machine: of how many channels its kernels compute at a time."""
+"""The steps of a runtime on this machine: of how many channels its kernels compute at a time."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +11,7 @@ from slimrank.deploy import NodeTime, Precision
 from slimrank.forward import Batch, as_batch
 from slimrank.latency._backends import open_timed
 from slimrank.plan import Structure
+from slimrank.records import Steps
 
 # Widths that are tried, and what is tried on: a map, or rows, large enough that kernels are not waited for.
 _WIDTHS = (12, 16, 20, 24, 28, 32, 36, 40, 44, 48)
@@ -22,24 +23,30 @@ _LEAST = 4
 
 
 class _Widths(nn.Module):
-    """Layers of several widths on the same input."""
+    """Layers that write several widths, and layers that read them, on the same input."""
 
     def __init__(self, *, convolutions: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Conv2d(_INPUTS, width, 3, padding=1) if convolutions else nn.Linear(_INPUTS, width)
-            for width in _WIDTHS
-        )
+
+        def layer(n_inputs: int, n_outputs: int, size: int) -> nn.Module:
+            if convolutions:
+                return nn.Conv2d(n_inputs, n_outputs, size, padding=size // 2)
+            return nn.Linear(n_inputs, n_outputs)
+
+        self.rows = nn.ModuleList(layer(_INPUTS, width, 3) for width in _WIDTHS)
+        self.makers = nn.ModuleList(layer(_INPUTS, width, 1) for width in _WIDTHS)
+        self.columns = nn.ModuleList(layer(width, _INPUTS, 3) for width in _WIDTHS)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum of all outputs, by sample."""
-        outputs = [layer(x).flatten(1).mean(1) for layer in self.layers]
-        return torch.stack(outputs).sum(0)
+        outputs = [writes(x) for writes in self.rows]
+        outputs += [reads(makes(x)) for makes, reads in zip(self.makers, self.columns, strict=True)]
+        return torch.stack([output.flatten(1).mean(1) for output in outputs]).sum(0)
 
 
-def find_step(
+def find_steps(
     structure: Structure, folder: Path, *, backend: str, threads: int, quantize: Precision | None
-) -> int:
+) -> Steps:
     """Times layers of some widths, and finds the steps of the stairs that they make.
 
     Args:
@@ -50,17 +57,17 @@ def find_step(
         quantize: precision of the files; None for float.
 
     Returns:
-        16, 8, or 4 where neither shows.
+        As ``steps_of_nodes``.
     """
     model, batch = step_network(structure)
     file = open_timed(
         backend, model, [batch], folder, batch=batch.n_samples, threads=threads, quantize=quantize
     )
-    return step_of_nodes(file.nodes())
+    return steps_of_nodes(file.nodes())
 
 
 def step_network(structure: Structure) -> tuple[nn.Module, Batch]:
-    """Layers of several widths, and a batch for them.
+    """Layers that write and read several widths, and a batch for them.
 
     Args:
         structure: of the network: convolutions are tried where it has any, else linear layers.
@@ -77,21 +84,22 @@ def step_network(structure: Structure) -> tuple[nn.Module, Batch]:
     return model, as_batch(torch.randn(shape, generator=generator))
 
 
-def step_of_nodes(nodes: Iterable[NodeTime]) -> int:
-    """The step that the layers of ``step_network`` show.
+def steps_of_nodes(nodes: Iterable[NodeTime]) -> Steps:
+    """The steps that the layers of ``step_network`` show.
 
     Args:
         nodes: of its file.
 
     Returns:
-        16, 8, or 4 where neither shows.
+        Each 16, 8, or 4 where neither shows; that of what is read is at most that of what is written.
     """
-    times = dict.fromkeys(_WIDTHS, 0.0)
+    times = {kind: dict.fromkeys(_WIDTHS, 0.0) for kind in Steps._fields}
     for node in nodes:
-        index = node.module.removeprefix("layers.")
-        if index.isdecimal():
-            times[_WIDTHS[int(index)]] += node.nanoseconds
-    return step_told(times)
+        kind, _, index = node.module.partition(".")
+        if kind in times and index.isdecimal():
+            times[kind][_WIDTHS[int(index)]] += node.nanoseconds
+    rows, columns = (step_told(times[kind]) for kind in Steps._fields)
+    return Steps(rows=rows, columns=min(rows, columns))
 
 
 def step_told(times: dict[int, float]) -> int:

@@ -18,7 +18,15 @@ from slimrank.records._group import (
     TensorSpec,
 )
 from slimrank.records._int8 import Int8
-from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge, with_parts
+from slimrank.records._latency import (
+    DenseTime,
+    LayerTimes,
+    NetworkTimes,
+    PairTime,
+    Steps,
+    step_edge,
+    with_parts,
+)
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._likelihood import (
     FAMILIES,
@@ -108,6 +116,7 @@ __all__ = [
     "ReachedLatency",
     "Role",
     "Setting",
+    "Steps",
     "Summary",
     "TensorSpec",
     "Weights",

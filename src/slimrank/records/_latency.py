@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from numbers import Real
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,18 @@ from slimrank.records._setting import Form
 
 # Sizes that have kernels of their own, and are padded to no step.
 _LEAST_ROUNDED = 4
+
+
+class Steps(NamedTuple):
+    """Of how many channels kernels compute at a time.
+
+    Attributes:
+        rows: of those that they write; ranks, and widths of plans, are multiples of it.
+        columns: of those that they read.
+    """
+
+    rows: int = 1
+    columns: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +172,8 @@ class NetworkTimes:
             about the same as ``before``, which the formulas give.
         step: ranks and widths (outputs of a group's first producer) at which the formulas hold are multiples
             of this.
+        column_step: what a layer reads counts up to the next multiple of this; kernels that read each number
+            by itself pad nothing there. None for the same as ``step``.
 
     Raises:
         LatencyError: a time that is not finite or below 0, no time before, or a step below 1.
@@ -173,6 +187,7 @@ class NetworkTimes:
     reference: float
     step: int = 1
     ragged: Mapping[str, float] = field(default_factory=dict)
+    column_step: int | None = None
 
     def __post_init__(self) -> None:
         times = {
@@ -185,11 +200,17 @@ class NetworkTimes:
             _check_number(what, time, above_zero=False)
         for what, time in (("before", self.before), ("reference", self.reference)):
             _check_number(what, time, above_zero=True)
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
-            raise LatencyError(f"times: step is {self.step!r}; give a whole number of at least 1, e.g. 8")
+        for name, step in (("step", self.step), ("column_step", self.steps.columns)):
+            if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+                raise LatencyError(f"times: {name} is {step!r}; give a whole number of at least 1, e.g. 8")
+
+    @property
+    def steps(self) -> Steps:
+        """Both steps."""
+        return Steps(rows=self.step, columns=self.step if self.column_step is None else self.column_step)
 
     def edge(self, size: ArrayLike) -> NDArray[np.int64]:
-        """``step_edge`` at the step of these times."""
+        """``step_edge`` at the step of ranks and widths."""
         return step_edge(size, self.step)
 
     def scaled(self, factor: float) -> "NetworkTimes":

@@ -20,7 +20,7 @@ from slimrank.cost import (
     group_time,
     layer_cost,
     middle_cost,
-    pair_rows_and_columns,
+    timed_pair_sizes,
     timed_sizes,
 )
 from slimrank.plan import PlanSource, is_inside
@@ -37,7 +37,7 @@ from slimrank.records import (
     PairBytes,
     PairTime,
     PeakPoint,
-    step_edge,
+    Steps,
     with_parts,
 )
 
@@ -116,9 +116,9 @@ class Costing:
         )
 
     @property
-    def step(self) -> int:
-        """Sizes count up to the next multiple of this for times; 1 where there are none."""
-        return 1 if self.times is None else self.times.step
+    def steps(self) -> Steps:
+        """Sizes count up to the next multiples of these for times; 1 where there are none."""
+        return Steps() if self.times is None else self.times.steps
 
     def as_array(self, cost: Cost) -> Floats:
         """A counted cost as numbers.
@@ -200,7 +200,7 @@ class Costing:
         pair = self._pair(spec.name, curve.form)
         if pair is None:
             return np.full(len(curve.ranks), np.inf)
-        return pair.time(curve.ranks, *step_edge(pair_rows_and_columns(spec), self.step))
+        return pair.time(curve.ranks, *timed_pair_sizes(spec, self.steps))
 
     def offers(self, spec: LayerSpec, form: Form) -> bool:
         """Whether pairs of a form may be used: always, unless times are asked for and it has none."""
@@ -325,7 +325,7 @@ class Costing:
         return self.as_array(Cost(macs=0, params=1, bytes=itemsize))
 
     def _whole_time(self, spec: LayerSpec, layer: LayerTimes) -> float:
-        return float(layer.dense.time(*timed_sizes(spec, self.step)))
+        return float(layer.dense.time(*timed_sizes(spec, self.steps)))
 
     def _layer(self, name: str) -> LayerTimes | None:
         return None if self.times is None else self.times.layers.get(name)

@@ -15,7 +15,7 @@ import slimrank as sr
 from slimrank.cost import factor_costs, layer_cost, slimmed_spec
 from slimrank.latency import draw_variants
 from slimrank.plan import Step, Structure, predicted_time
-from slimrank.records import Method, NetworkTimes
+from slimrank.records import Method, NetworkTimes, Steps
 
 BATCH, STEP = 4, 8
 # ns: for each multiply-accumulate, of each operation, of each unit of a group, of all else.
@@ -76,7 +76,7 @@ def formulas_of(
         before=whole(untouched),
         reference=float_ratio * whole(untouched),
         batch=BATCH,
-        step=STEP,
+        steps=Steps(STEP, STEP),
     ).times
 
 
@@ -144,7 +144,7 @@ def test_profiles_that_wander_leave_the_slope_of_predictions_alone(study: sr.Stu
             before=whole(untouched),
             reference=whole(untouched),
             batch=BATCH,
-            step=STEP,
+            steps=Steps(STEP, STEP),
         ).times
         predicted = [predicted_time(times, variant) for variant in fresh]
         slopes.append(np.polyfit(np.log([whole(variant) for variant in fresh]), np.log(predicted), 1)[0])
@@ -180,7 +180,7 @@ def test_what_is_slow_at_the_whole_width_alone_is_told_apart(study: sr.Study) ->
         before=whole_ns,
         reference=whole_ns,
         batch=BATCH,
-        step=STEP,
+        steps=Steps(STEP, STEP),
     ).times
     assert times.ragged == {slow: pytest.approx(extra, rel=0.05)}
     for variant in draw_variants(structure, study.methods, count=20, step=STEP, seed=9):
@@ -237,7 +237,7 @@ def test_what_grows_with_heads_times_their_width_is_predicted() -> None:
         before=time_of(untouched),
         reference=time_of(untouched),
         batch=BATCH,
-        step=1,
+        steps=Steps(),
     ).times
     fresh = draw_variants(structure, study.methods, count=20, step=1, seed=9)
     for variant in (untouched, *fresh):
@@ -347,7 +347,7 @@ def test_whole_times_alone_are_enough_beside_the_parts_of_another_runtime(study:
         before=whole_in_the_other(untouched),
         reference=whole_in_the_other(untouched),
         batch=BATCH,
-        step=STEP,
+        steps=Steps(STEP, STEP),
     )
     fresh = draw_variants(study.structure, study.methods, count=20, step=STEP, seed=9)
     errors = [abs(predicted_time(fit.times, step) / whole_in_the_other(step) - 1) for step in fresh]

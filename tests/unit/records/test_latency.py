@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slimrank import SlimrankError
-from slimrank.records import DenseTime, LayerTimes, NetworkTimes, PairTime
+from slimrank.records import DenseTime, LayerTimes, NetworkTimes, PairTime, Steps
 
 DENSE = DenseTime(fixed=100.0, per_row=2.0, per_column=3.0, per_product=0.5)
 PAIR = PairTime(fixed=50.0, per_rank=7.0, per_row=0.25, per_column=0.125, any_row=0.5, any_column=2.0)
@@ -69,7 +69,13 @@ def test_a_network_without_a_time_is_refused() -> None:
         replace(TIMES, blocks={"block": -2.0})
 
 
+@pytest.mark.parametrize("name", ["step", "column_step"])
 @pytest.mark.parametrize("step", [0, -8, 1.5, True])
-def test_a_step_is_a_whole_number(step: int) -> None:
-    with pytest.raises(SlimrankError, match=r"step is .*at least 1, e\.g\. 8"):
-        replace(TIMES, step=step)
+def test_a_step_is_a_whole_number(name: str, step: int) -> None:
+    with pytest.raises(SlimrankError, match=rf"times: {name} is .*at least 1, e\.g\. 8"):
+        replace(TIMES, **{name: step})
+
+
+def test_what_is_read_counts_in_the_steps_of_what_is_written_unless_told() -> None:
+    assert TIMES.steps == Steps(rows=8, columns=8)
+    assert replace(TIMES, column_step=4).steps == Steps(rows=8, columns=4)

@@ -491,16 +491,17 @@ class _TableMaker:
         has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
         bias = self.costing.number_cost(spec.itemsize) * has_bias
         counted = np.array([float(metric != LATENCY) for metric in self.costing.metrics])
+        steps = self.costing.steps
         # A rank counts for times up to the next step, too.
-        rank = np.where(counted > 0, setting.rank, step_edge(setting.rank, self.costing.step))
+        rank = np.where(counted > 0, setting.rank, step_edge(setting.rank, steps.rows))
         pieces = [self._constant(parts.fixed + rank * parts.each, self._inside(spec.name))]
-        for dim, unit in (
-            (self._columns_of_pair(spec), rank * parts.column + parts.any_column),
-            (self._weight(spec)[0], rank * parts.row + parts.any_row + bias),
+        for dim, step, unit in (
+            (self._columns_of_pair(spec), steps.columns, rank * parts.column + parts.any_column),
+            (self._weight(spec)[0], steps.rows, rank * parts.row + parts.any_row + bias),
         ):
             # Times are stairs; what is counted is not.
             is_tabled = len(dim.groups) <= MAX_TABLE_GROUPS
-            stairs = replace(dim, step=self.costing.step) if is_tabled else dim
+            stairs = replace(dim, step=step) if is_tabled else dim
             for size, share in ((dim, unit * counted), (stairs, unit * (1 - counted))):
                 if share.any():
                     pieces.append(
@@ -576,7 +577,7 @@ class _TableMaker:
             fixed=self.costing.whole_layer(spec) - counted,
             forms=forms,
             bias=self.costing.number_cost(spec.itemsize) * has_bias,
-            step=self.costing.step,
+            steps=self.costing.steps,
             inside=None if spec.groups == 1 else self._weight(spec)[1],
         )
 
@@ -753,8 +754,8 @@ class _TableMaker:
         is_tabled = len(rows.groups | columns.groups) <= MAX_TABLE_GROUPS
         # The bound splits what goes with more groups by the groups of each dimension: steps do not add up.
         counted = (
-            replace(dim, step=self.costing.step) if is_tabled or len(dim.groups) <= 1 else dim
-            for dim in (rows, columns)
+            replace(dim, step=step) if is_tabled or len(dim.groups) <= 1 else dim
+            for dim, step in zip((rows, columns), self.costing.steps, strict=True)
         )
         stair_rows, stair_columns = counted
         return stair_rows, stair_columns

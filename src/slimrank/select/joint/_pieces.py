@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from slimrank.records import Form, LayerSpec
+from slimrank.records import Form, LayerSpec, Steps
 from slimrank.select.joint._counts import Dim, WidthIndices
 from slimrank.select.layers._table import Flags, Floats, Ints
 
@@ -209,7 +209,7 @@ class JointLayer:
         fixed: (B,) float64, what else it costs without a pair.
         forms: that it can take.
         bias: (B,) float64, cost of the pair's bias, per row.
-        step: where times are stairs, rows and columns count for them up to the next multiple of this.
+        steps: where times are stairs, rows and columns count for them up to the next multiples of these.
         inside: of a grouped convolution, columns of one group; None for any other layer.
     """
 
@@ -222,7 +222,7 @@ class JointLayer:
     fixed: Floats
     forms: tuple[Ranks, ...]
     bias: Floats
-    step: int = 1
+    steps: Steps
     inside: Dim | None = None
 
     def dense_cost(self, widths: WidthIndices) -> Floats:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.records import step_edge
+from slimrank.records import Steps, step_edge
 from slimrank.select.joint._counts import WidthIndices
 from slimrank.select.joint._pieces import JointLayer
 from slimrank.select.layers._table import Floats, Ints
@@ -52,5 +52,7 @@ def shapes_of(layer: JointLayer, widths: WidthIndices) -> Shapes:
         columns=columns,
         kernel_groups=np.broadcast_to(kernel_groups, shape),
         dense=np.broadcast_to(dense, (*shape, dense.shape[-1])),
-        stairs=None if layer.step == 1 else (step_edge(rows, layer.step), step_edge(columns, layer.step)),
+        stairs=None
+        if layer.steps == Steps()
+        else (step_edge(rows, layer.steps.rows), step_edge(columns, layer.steps.columns)),
     )

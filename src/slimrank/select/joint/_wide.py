@@ -86,7 +86,8 @@ class WideLayers:
         once = [(place, group) for place, piece in enumerate(every) for group, _ in piece.once]
         self._once: Ints = np.array(once, dtype=np.int64).reshape(-1, 2)
         self._last: Ints = np.array(sizes, dtype=np.int64) - 1
-        self._steps: Ints = np.array([layer.step for layer in layers], dtype=np.int64)
+        # (2, L), of rows and columns.
+        self._steps: Ints = np.array([layer.steps for layer in layers], dtype=np.int64).T
         # Each dimension is counted once; one of one index fills pieces up to the same number.
         one = Dim(fixed=1, parts=(), kept=layers[0].rows.kept)
         places = {one: 0}
@@ -116,7 +117,7 @@ class WideLayers:
             dense=np.add.reduceat(numbers[..., None] * units, self._starts, axis=0),
             stairs=None
             if (self._steps == 1).all()
-            else (_up_to_step(rows, self._steps), _up_to_step(columns, self._steps)),
+            else (_up_to_step(rows, self._steps[0]), _up_to_step(columns, self._steps[1])),
         )
 
     def along(self, widths: Sequence[int], group: int) -> Shapes:

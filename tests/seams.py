@@ -851,8 +851,8 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
 
     Where only whole times are told there are twice as many.
     """
-    for name, count in (("_FITTED", 2), ("_MIXED", 1), ("_WHOLE_FITTED", 4), ("_WHOLE_MIXED", 2)):
-        patch.setattr(_measure_latency, name, count)
+    for name, few in (("_FITTED", 2), ("_MIXED", 1), ("_WHOLE_FITTED", 4), ("_WHOLE_MIXED", 2)):
+        patch.setattr(_measure_latency, name, few)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
     patch.setattr(_elsewhere, "SECONDS", 0.05)
     patch.setattr(_measure_script, "_SETTLING_SECONDS", 0.0)

@@ -25,10 +25,10 @@ def measure_latency(
 ) -> Latencies:
     """What each layer takes inside the network, in the runtime, on this machine, in every form of a plan.
 
-    Some ten variants of the whole network, in which each layer takes other forms and sizes, are exported and
-    run with the runtime's own profile: fusions, layouts and caches are those of real networks, and one run
-    measures all layers. Of "torch-compile", which has no profile, some twenty are run, and the formulas of
-    "torch" are scaled to their times. Weights of the variants are random; the model is not changed.
+    Some fifteen variants of the whole network, in which each layer takes other forms and sizes, are exported
+    and run with the runtime's own profile: fusions, layouts and caches are those of real networks, and one
+    run measures all layers. Of "torch-compile", which has no profile, some twenty are run, and the formulas
+    of "torch" are scaled to their times. Weights of the variants are random; the model is not changed.
 
     Args:
         study: with its model.

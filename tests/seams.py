@@ -110,7 +110,7 @@ from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._measure import finished_table
-from slimrank.latency._parts import parts_of, without_overhead
+from slimrank.latency._parts import node_counts, parts_of, without_overhead
 from slimrank.latency._step import step_network, step_told, steps_of_nodes
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
 from slimrank.linalg import Moments, _moments, _obs, _output_basis, _split_pair

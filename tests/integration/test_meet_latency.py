@@ -155,6 +155,15 @@ def test_corrections_beyond_belief_are_cut(measured: float, allowed: float) -> N
     assert allowed_by_table([(0.3, measured)], 0.3) == pytest.approx(allowed, rel=0.05)
 
 
+def test_the_network_as_it_stands_is_not_planned_for_a_plan_that_was_too_fast() -> None:
+    """It would take what it took before, far more than was asked, and tell nothing new."""
+    first = allowed_by_table([(0.5, 0.42)], 0.5)
+    assert 0.5 < first <= (0.5 + BEFORE) / 2
+    # Nor do two points of which one saves nothing end the search.
+    between = allowed_by_table([(0.48, 0.40), (BEFORE, BEFORE)], 0.5)
+    assert 0.48 < between < BEFORE
+
+
 def test_nothing_is_learnt_of_a_plan_that_saves_nothing() -> None:
     assert seams.corrected_times(times_of_a_table(), [(BEFORE, 0.6)], 0.5) is None
 

@@ -30,7 +30,7 @@ import numpy as np
 SCRIPT_PATH = Path(__file__)
 SCRIPT_FILE, PREPARED_FILE, MEASURED_FILE = "measure.py", "prepared.json", "measured.json"
 # Of both files; a higher number would keep older versions from misreading a new layout.
-PREPARED_FORMAT = 1
+PREPARED_FORMAT = 2
 # The oldest onnxruntime that reads the files: as in the extra of slimrank.
 OLDEST_ONNXRUNTIME = "1.22"
 # What the files are called that are not variants: what the hardware's step is found with, and the original.

@@ -22,6 +22,7 @@ class NodeTime:
         module: innermost module that it was exported from; "" for the model itself, or where it is unknown.
         sources: modules of the nearest products with weights that its inputs come from, itself left out.
         nanoseconds: of one run.
+        is_beside: the runtime put it behind a product of ``module``, and it is no part of that.
     """
 
     name: str
@@ -29,6 +30,7 @@ class NodeTime:
     module: str
     sources: tuple[str, ...]
     nanoseconds: float
+    is_beside: bool = False
 
 
 # Runs a batch with the runtime's own profile, and tells what each node took.
@@ -114,19 +116,9 @@ def sources_of(graph: Graph, name: str) -> tuple[str, ...]:
     return _sources_of_all(graph, graph[name].inputs)
 
 
-def place_behind(graph: Graph, name: str) -> tuple[str, tuple[str, ...]]:
-    """Where a node belongs that a runtime put behind a value: beside the layer that makes it, not inside.
-
-    Args:
-        graph: of the file.
-        name: of a value.
-
-    Returns:
-        Module and ``sources`` of the node, as ``NodeTime`` has them.
-    """
-    node = graph[name]
-    is_layer = node.is_product and node.has_weight
-    return node.module.rpartition(".")[0] if is_layer else node.module, _sources_of_all(graph, (name,))
+def sources_behind(graph: Graph, name: str) -> tuple[str, ...]:
+    """``sources_of`` a node that a runtime put behind a value: its own product counts, too."""
+    return _sources_of_all(graph, (name,))
 
 
 def _sources_of_all(graph: Graph, names: Iterable[str]) -> tuple[str, ...]:

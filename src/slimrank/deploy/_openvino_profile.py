@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimrank.deploy._measure_script import profile_time
-from slimrank.deploy._node_times import Graph, NodeTime, Profiler, place_behind, program_graph, sources_of
+from slimrank.deploy._node_times import Graph, NodeTime, Profiler, program_graph, sources_behind, sources_of
 from slimrank.deploy._openvino import compile_model, give_inputs, openvino_core, read_model
 from slimrank.deploy._program import Program
 from slimrank.forward import Batch
@@ -27,6 +27,7 @@ _SHARE = 0.1
 _BRIEF, _CUT = 50e-6, 0.5e-6
 # What OpenVINO numbers.
 _NUMBER = re.compile(r"_\d+$")
+_LAYOUT = "Reorder"
 # Name and kind.
 RunNode = tuple[str, str]
 
@@ -152,21 +153,20 @@ def node_times(
             found.setdefault(key, []).extend(single_runs([run.get(key, 0.0) for run in runs]))
     times = []
     for (name, kind), seconds in found.items():
-        value = _value_of(name)
-        module, sources = "", tuple[str, ...]()
-        if value in graph:
-            module, sources = graph[value].module, sources_of(graph, value)
-        else:
-            near = _nearest_of_file(name, inputs, graph)
-            if near is not None:
-                module, sources = place_behind(graph, near)
+        value: str | None = _value_of(name)
+        # Another layout of the channels bears the name of what it follows.
+        is_put_in = value not in graph or kind == _LAYOUT
+        if value not in graph:
+            value = _nearest_of_file(name, inputs, graph)
+        sources = () if value is None else (sources_behind if is_put_in else sources_of)(graph, value)
         times.append(
             NodeTime(
                 name=name,
                 kind=kind,
-                module=module,
+                module="" if value is None else graph[value].module,
                 sources=sources,
                 nanoseconds=1e9 * max(_CUT, profile_time(seconds, _SHARE)),
+                is_beside=is_put_in and value is not None and graph[value].has_weight,
             )
         )
     return tuple(times)

@@ -29,7 +29,7 @@ from slimrank.plan import form_of, method_of
 from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, PairTime, Setting, Steps
 
 # Written into each table; a higher number would keep older versions from misreading a new layout.
-LATENCY_FORMAT = 1
+LATENCY_FORMAT = 2
 _KEYS = ("format", "conditions", "steps", "original", "variants", "result")
 _CONDITIONS = tuple(Conditions.__dataclass_fields__)
 _CHOICE = ("settings", "kept", "dropped")

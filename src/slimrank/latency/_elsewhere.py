@@ -20,6 +20,7 @@ from slimrank.deploy import (
     SCRIPT_PATH,
     STEP,
     LooseFile,
+    NodeTime,
     machine_name,
     nodes_in_graph,
     write_loose,
@@ -30,6 +31,7 @@ from slimrank.latencies import (
     Conditions,
     Latencies,
     LatencyRecord,
+    Parts,
     VariantTime,
     differing_topics,
     tie_of,
@@ -37,11 +39,11 @@ from slimrank.latencies import (
 from slimrank.latency._backends import BACKENDS
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import SECONDS, SEED, drawn_variants, finished_table
-from slimrank.latency._parts import parts_of, without_overhead
+from slimrank.latency._parts import node_counts, parts_of, without_overhead
 from slimrank.latency._prepared import PreparedFile, read_measured, read_prepared, write_prepared
 from slimrank.latency._step import step_network, steps_of_nodes
 from slimrank.latency._variants import build_variant, shared_step, untouched
-from slimrank.plan import Structure
+from slimrank.plan import Step, Structure
 from slimrank.records import Method
 
 # The runtime that the script has.
@@ -184,12 +186,9 @@ def collect_variants(
             **measured.files[name].compared,
         )
         variant = known.step(structure)
-        parts = parts_of(nodes[name], variant)
         took = 1e6 * known.before_ms * known.ratio
-        variants.append(replace(known, parts=without_overhead(parts, nodes[name], variant, took)))
+        variants.append(replace(known, parts=_parts(nodes[name], variant, took)))
     before = 1e6 * median(variant.before_ms for variant in variants)
-    whole = untouched(structure)
-    original = without_overhead(parts_of(nodes[ORIGINAL], whole), nodes[ORIGINAL], whole, before)
     conditions = replace(
         prepared.conditions,
         machine=measured.machine,
@@ -198,10 +197,15 @@ def collect_variants(
     record = LatencyRecord(
         conditions=conditions,
         steps=steps_of_nodes(nodes[STEP]),
-        original=original,
+        original=_parts(nodes[ORIGINAL], untouched(structure), before),
         variants=tuple(variants),
     )
     return finished_table(record, structure, methods, path)
+
+
+def _parts(nodes: Sequence[NodeTime], variant: Step, whole: float) -> Parts:
+    """Times of the parts of a variant that takes so long, ns."""
+    return without_overhead(parts_of(nodes, variant), node_counts(nodes, variant), whole)
 
 
 def _check_new(folder: Path) -> None:

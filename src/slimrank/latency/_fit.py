@@ -139,18 +139,10 @@ def fit_times(
         [before, *(reference * entry.ratio for entry in measured)],
     )
     profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
-    raw = faster_pairs(
-        structure,
-        part_formulas(
-            structure,
-            methods,
-            profiles,
-            before=before,
-            reference=reference,
-            batch=batch,
-            steps=steps,
-        ),
+    formulas, rows = part_formulas(
+        structure, methods, profiles, before=before, reference=reference, batch=batch, steps=steps
     )
+    raw = with_rows(faster_pairs(structure, formulas), rows)
     # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
     # goes through all whole times, and not through the original's alone.
     changing = np.array([changing_time(raw, variant) for variant in (whole, *(e.variant for e in measured))])
@@ -178,7 +170,7 @@ def part_formulas(
     reference: float,
     batch: int,
     steps: Steps,
-) -> NetworkTimes:
+) -> tuple[NetworkTimes, dict[str, float]]:
     """The formulas that fit the times of parts alone.
 
     Args:
@@ -191,12 +183,13 @@ def part_formulas(
         steps: of ranks and widths, and of what layers read.
 
     Returns:
-        Formulas of all forms, whether they are faster than their layers or not; nothing is fixed.
+        Formulas of all forms, whether they are faster than their layers or not; nothing is fixed. And, by
+        layer, ns for each of its outputs of what is no layer, which ``with_rows`` adds.
     """
     layers = _layers(structure, methods, profiles, batch, steps)
     others = _others(structure, profiles, layers, steps)
-    return NetworkTimes(
-        layers={name: layer.with_rows(others.rows.get(name, 0.0)) for name, layer in layers.items()},
+    times = NetworkTimes(
+        layers=layers,
         groups=others.groups,
         ragged=others.ragged,
         blocks=others.blocks,
@@ -205,6 +198,15 @@ def part_formulas(
         reference=reference,
         step=steps.rows,
         column_step=steps.columns,
+    )
+    return times, dict(others.rows)
+
+
+def with_rows(times: NetworkTimes, rows: Mapping[str, float]) -> NetworkTimes:
+    """Times of layers with so many ns more for each of their outputs, in every form."""
+    return replace(
+        times,
+        layers={name: layer.with_rows(rows.get(name, 0.0)) for name, layer in times.layers.items()},
     )
 
 

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from slimrank.cost import slimmed_spec, timed_pair_sizes, timed_sizes
 from slimrank.latencies import Parts
-from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas
+from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas, with_rows
 from slimrank.latency._predict import changing_time
 from slimrank.latency._variants import untouched
 from slimrank.plan import Step, Structure, is_inside
@@ -63,19 +63,21 @@ def fit_whole_times(
         (untouched(structure), original),
         *((entry.variant, entry.parts) for entry in measured),
     ]
-    raw = part_formulas(
+    raw, rows = part_formulas(
         structure, methods, profiles, before=before, reference=reference, batch=batch, steps=steps
     )
     kinds = _kinds(structure, raw)
-    terms = np.array([_terms(structure, raw, variant, kinds) for variant, _ in profiles])
+    terms = np.array([_terms(structure, raw, rows, variant, kinds) for variant, _ in profiles])
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
     problem = _Problem.of(terms, wholes, tuple(kinds.values()))
     tried = [(problem.left_out(spreads), spreads) for spreads in _SPREADS]
     errors, spreads = min(tried, key=lambda entry: float(np.square(entry[0]).mean()))
     fixed, scales = problem.solved(spreads)
-    scaled = _scaled(raw, dict(zip(kinds, scales, strict=True)))
-    times = replace(scaled, fixed=fixed, before=float(fixed + terms[0] @ scales))
-    return Fit(times=faster_pairs(structure, times), errors=tuple(map(float, abs(errors[1:]))))
+    scale_of = dict(zip(kinds, map(float, scales), strict=True))
+    scaled = replace(_scaled(raw, scale_of), fixed=fixed, before=float(fixed + terms[0] @ scales))
+    beside = {name: scale_of[_ELSE] * time for name, time in rows.items()}
+    times = with_rows(faster_pairs(structure, scaled), beside)
+    return Fit(times=times, errors=tuple(map(float, abs(errors[1:]))))
 
 
 def _kinds(structure: Structure, raw: NetworkTimes) -> dict[_Key, str]:
@@ -88,8 +90,14 @@ def _kinds(structure: Structure, raw: NetworkTimes) -> dict[_Key, str]:
     return kinds
 
 
-def _terms(structure: Structure, raw: NetworkTimes, variant: Step, kinds: Mapping[_Key, str]) -> list[float]:
-    """What each part takes in a variant by unscaled formulas, ns."""
+def _terms(
+    structure: Structure,
+    raw: NetworkTimes,
+    rows: Mapping[str, float],
+    variant: Step,
+    kinds: Mapping[_Key, str],
+) -> list[float]:
+    """What each part takes in a variant by unscaled formulas, ns; ``rows`` belong to what is no layer."""
     found = dict.fromkeys(kinds, 0.0)
     for name, layer in raw.layers.items():
         if is_inside(name, variant.dropped):
@@ -102,7 +110,7 @@ def _terms(structure: Structure, raw: NetworkTimes, variant: Step, kinds: Mappin
         else:
             sizes = timed_pair_sizes(spec, raw.steps)
             found[name, setting.form] = float(pair.time(raw.edge(setting.rank), *sizes))
-    found[_ELSE] = max(0.0, changing_time(raw, variant) - sum(found.values()))
+    found[_ELSE] = max(0.0, changing_time(with_rows(raw, rows), variant) - sum(found.values()))
     return list(found.values())
 
 

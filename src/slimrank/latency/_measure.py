@@ -44,7 +44,7 @@ from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._machine import package_versions
-from slimrank.latency._parts import parts_of, without_overhead
+from slimrank.latency._parts import node_counts, parts_of, without_overhead
 from slimrank.latency._step import find_steps
 from slimrank.latency._variants import (
     build_variant,
@@ -307,19 +307,20 @@ def _few(batch: Batch) -> Batch:
 
 
 def _parts(file: TimedFile, variant: Step, whole_ms: float, profiles: int) -> Parts:
-    """Times of the parts of a file of which a whole run takes so long, from so many profiles at most."""
+    """Times of the parts of a file of which a whole run takes so long, from so many profiles at most.
+
+    A single profile is that of another runtime, of which the whole time says nothing.
+    """
     whole = 1e6 * whole_ms
-    nodes = list(file.nodes())
-    parts = parts_of(nodes, variant)
+    nodes = file.nodes()
+    parts, counts = parts_of(nodes, variant), node_counts(nodes, variant)
     for _ in range(profiles - 1):
         if parts.total <= whole:
             break
-        again = file.nodes()
-        nodes += again
-        parts = parts.least(parts_of(again, variant))
-    # Of a node that one profile does not have, the others tell.
-    seen = {(node.name, node.kind, node.module): node for node in nodes}
-    return without_overhead(parts, seen.values(), variant, whole)
+        nodes = file.nodes()
+        parts = parts.least(parts_of(nodes, variant))
+        counts = counts.least(node_counts(nodes, variant))
+    return parts if profiles == 1 else without_overhead(parts, counts, whole)
 
 
 def check_kept(path: Path, *, backend: str, threads: int, batch: int, precision: str) -> None:

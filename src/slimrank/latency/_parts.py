@@ -9,7 +9,7 @@ from slimrank.latencies import Parts, Place
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
 
 # What a profile adds to a node at most, ns, and the share of its time that is left of it at least.
-_OVERHEAD, _LEAST_LEFT = 3000.0, 0.25
+_OVERHEAD, _LEAST_LEFT = 2500.0, 0.25
 
 
 def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
@@ -28,7 +28,7 @@ def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
     others: dict[Place, float] = {}
     for node in nodes:
         layer = _layer_of(node.module, structure)
-        if layer is not None:
+        if layer is not None and not node.is_beside:
             index = _factor_index(node.module, layer) if layer in variant.settings else 0
             times = factors.setdefault(layer, [0.0] * (2 if layer in variant.settings else 1))
             times[index] += node.nanoseconds
@@ -43,19 +43,22 @@ def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
     return Parts(factors={name: tuple(times) for name, times in factors.items()}, others=others)
 
 
-def without_overhead(parts: Parts, nodes: Iterable[NodeTime], variant: Step, whole: float) -> Parts:
+def node_counts(nodes: Iterable[NodeTime], variant: Step) -> Parts:
+    """How many nodes each part has, in the place of its time."""
+    return parts_of((replace(node, nanoseconds=1.0) for node in nodes), variant)
+
+
+def without_overhead(parts: Parts, counts: Parts, whole: float) -> Parts:
     """Times without what the profile itself takes: about the same for each node, however brief it is.
 
     Args:
         parts: by the profile.
-        nodes: that they were added up from.
-        variant: what was done to the network.
+        counts: nodes of each part.
         whole: ns that a run takes without a profile.
 
     Returns:
         Times that add up to the whole, where the profile is all that makes them longer.
     """
-    counts = parts_of((replace(node, nanoseconds=1.0) for node in nodes), variant)
     if parts.total <= whole or not counts.total:
         return parts
     overhead = min((parts.total - whole) / counts.total, _OVERHEAD)

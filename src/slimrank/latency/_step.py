@@ -96,7 +96,7 @@ def steps_of_nodes(nodes: Iterable[NodeTime]) -> Steps:
     times = {kind: dict.fromkeys(_WIDTHS, 0.0) for kind in Steps._fields}
     for node in nodes:
         kind, _, index = node.module.partition(".")
-        if kind in times and index.isdecimal():
+        if kind in times and index.isdecimal() and not node.is_beside:
             times[kind][_WIDTHS[int(index)]] += node.nanoseconds
     rows, columns = (step_told(times[kind]) for kind in Steps._fields)
     return Steps(rows=rows, columns=min(rows, columns))

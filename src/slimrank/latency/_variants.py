@@ -142,19 +142,21 @@ def _settle_norms(model: nn.Module, sample: Batch) -> None:
     convolutions of OpenVINO took nearly twice as long in variants as in networks that were really compressed.
     """
 
-    def settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        values = args[0].float().transpose(0, 1).flatten(1)
+    def settle(norm: _BatchNorm, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        (given,) = (*args, *kwargs.values())
+        values = given.float().transpose(0, 1).flatten(1)
         # One value says nothing of how they vary.
         if values.shape[1] > 1:
             variance, mean = torch.var_mean(values, dim=1)
-            norm.running_mean, norm.running_var = mean.to(args[0].dtype), variance.to(args[0].dtype)
+            for name, found in (("running_mean", mean), ("running_var", variance)):
+                setattr(norm, name, found.to(getattr(norm, name).dtype))
 
     norms = [
         module
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
-    handles = [norm.register_forward_pre_hook(settle) for norm in norms]
+    handles = [norm.register_forward_pre_hook(settle, with_kwargs=True) for norm in norms]
     try:
         if norms:
             with eval_mode(model), torch.no_grad():

@@ -58,6 +58,8 @@ _OFFSET, _SLOPE, _EACH = 0.03, 0.25, 0.01
 # What is saved is corrected by a factor between these, and no less is allowed by a table than this share of
 # what was asked: beyond, a measurement is more likely wrong than a table.
 _LEAST_SAVED, _MOST_SAVED, _LEAST_ALLOWED = 0.25, 2.0, 0.25
+# Sums of times in another order differ by such a share.
+_EXACT = 1e-9
 # Seconds that the original and a result take turns: building takes longer on all but tiny networks. Where
 # these do not tell whether a budget is met, they take turns once more, for longer.
 _SECONDS, _LONGER = 3.0, 9.0
@@ -92,8 +94,8 @@ def meet_latency(
     """Plans by measured times, builds, and measures the whole model in its runtime, until the budget holds.
 
     Original and result take turns in the runtime of the table. Where the result is slower than was asked, or
-    faster by more than it had to be, what the table says is saved is corrected by what was measured, and
-    another plan is made and built.
+    faster by more than it had to be, the table is corrected by all that was measured so far, and another
+    plan is made and built.
 
     Args:
         study: with its model.
@@ -320,14 +322,15 @@ def corrected(times: NetworkTimes, seen: Sequence[tuple[float, float]], asked: f
         asked: keep ratio of the budget.
 
     Returns:
-        The times, all multiplied by one factor; None where the last plan saves nothing, so that nothing can
-        be learnt of it.
+        The times, all multiplied by one factor; None where no plan saved anything, so that nothing can be
+        learnt of them.
 
     Source: a linear regression with a normal prior; Bishop 2006, "Pattern Recognition", 3.3.
     """
     before = times.before / times.reference
     told, measured = np.array(seen, dtype=np.float64).T
-    if told[-1] >= before:
+    saving = told[told < before * (1 - _EXACT)]
+    if not len(saving):
         return None
     each = _EACH * asked
     matrix = np.vstack(
@@ -337,10 +340,12 @@ def corrected(times: NetworkTimes, seen: Sequence[tuple[float, float]], asked: f
         ]
     )
     wanted = np.concatenate([(measured - told) / each, np.zeros(2)])
-    (offset, slope), *_ = np.linalg.lstsq(matrix, wanted)
+    (offset, slope), *_ = np.linalg.lstsq(matrix, wanted, rcond=None)
     saved = min(max(1 - slope, _LEAST_SAVED), _MOST_SAVED)
     # What a plan may take by the table: then ``before - saved * (before - allowed) + offset`` is asked.
-    allowed = max(before - (before + offset - asked) / saved, _LEAST_ALLOWED * asked)
+    allowed = before - (before + offset - asked) / saved
+    # The network as it stands saves nothing, whatever a line says of it.
+    allowed = min(max(allowed, _LEAST_ALLOWED * asked), (float(saving.max()) + before) / 2)
     share = float(asked / allowed)
     return replace(times.scaled(share), fixed=share * times.fixed, before=share * times.before)
 

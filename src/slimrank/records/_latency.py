@@ -159,9 +159,10 @@ class NetworkTimes:
     layers that are not in ``layers``, for example.
 
     Attributes:
-        layers: by dotted name.
+        layers: by dotted name; with what else goes with the outputs of each.
         groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its
-            channels and is no layer: norms, activations, sums, pooling.
+            channels and is no layer: norms, activations, sums, pooling. What goes with products of groups, as
+            attention does with heads and their width, is in the layer whose outputs they make up.
         blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
             it.
         ragged: ns that a group costs beyond that as long as it is whole, where its width is no multiple of

@@ -85,12 +85,23 @@ def test_what_openvino_puts_in_belongs_behind_what_it_reads() -> None:
     assert [*found] == [*inputs]
     assert all(node.nanoseconds == pytest.approx(1e5, rel=0.02) for node in found.values())
     assert (found["conv/Convolution"].module, found["conv/Convolution"].sources) == ("conv", ())
+    assert not found["conv/Convolution"].is_beside
     # Beside the convolution, whose channels it moves, not inside of it.
     for name in ("Transpose #0", "Transpose #1"):
-        assert (found[name].module, found[name].sources) == ("", ("conv",))
+        assert (found[name].module, found[name].sources, found[name].is_beside) == ("conv", ("conv",), True)
     # The scores are no layer: what follows them is in the same module.
     assert (found["Reorder #0"].module, found["Reorder #0"].sources) == ("attn", ("conv", "fc"))
     assert (found["Reorder #1"].module, found["Reorder #1"].sources) == ("", ())
+    assert not found["Reorder #0"].is_beside
+    assert not found["Reorder #1"].is_beside
+
+
+def test_a_change_of_layout_bears_the_name_of_what_it_follows() -> None:
+    runs = {("conv_abcd_acdb_fc", "Reorder"): 1e-4, ("conv/Convolution_acdb_abcd", "Reorder"): 1e-4}
+    inputs = {"conv_abcd_acdb_fc": ("images",), "conv/Convolution_acdb_abcd": ("conv/Convolution",)}
+    first, second = seams.node_times([[runs] * 4], inputs, GRAPH)
+    assert (first.module, first.is_beside) == ("", False)
+    assert (second.module, second.sources, second.is_beside) == ("conv", ("conv",), True)
 
 
 @dataclass(frozen=True)

@@ -731,9 +731,14 @@ class _TableMaker:
         rows, columns = (*self._weight(spec), *one)[:2]
         if spec.is_transposed:
             rows, columns = columns, rows
-        stair_rows, stair_columns = self._stairs(rows, columns)
         # As ``timed_sizes`` counts them.
-        rows, columns = stair_rows, columns if spec.groups > 1 else stair_columns
+        alone = self._stair(rows, 0), columns if spec.groups > 1 else self._stair(columns, 1)
+        # The bound splits what goes with more groups by the groups of each dimension: steps do not add up.
+        is_tabled = len(rows.groups | columns.groups) <= MAX_TABLE_GROUPS
+        both = [
+            stair if is_tabled or len(dim.groups) <= 1 else dim
+            for dim, stair in zip((rows, columns), alone, strict=True)
+        ]
         return [
             TensorPiece(
                 groups=frozenset[int]().union(*(dim.groups for dim in dims)),
@@ -742,23 +747,17 @@ class _TableMaker:
                 unit=unit,
             )
             for dims, unit in (
-                ((rows,), parts.row),
-                ((columns,), parts.column),
-                ((rows, columns), parts.product),
+                (alone[:1], parts.row),
+                (alone[1:], parts.column),
+                (tuple(both), parts.product),
             )
             if unit.any()
         ]
 
-    def _stairs(self, rows: Dim, columns: Dim) -> tuple[Dim, Dim]:
-        """Both as times count them, up to the next step."""
-        is_tabled = len(rows.groups | columns.groups) <= MAX_TABLE_GROUPS
-        # The bound splits what goes with more groups by the groups of each dimension: steps do not add up.
-        counted = (
-            replace(dim, step=step) if is_tabled or len(dim.groups) <= 1 else dim
-            for dim, step in zip((rows, columns), self.costing.steps, strict=True)
-        )
-        stair_rows, stair_columns = counted
-        return stair_rows, stair_columns
+    def _stair(self, dim: Dim, axis: int) -> Dim:
+        """Rows (axis 0) or columns as times count them, up to the next step, where it can be told."""
+        is_tabled = len(dim.groups) <= MAX_TABLE_GROUPS
+        return replace(dim, step=self.costing.steps[axis]) if is_tabled else dim
 
     def _unit_times(self) -> list[TensorPiece]:
         """What goes with the units of each group and is no layer."""

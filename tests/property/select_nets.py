@@ -232,6 +232,26 @@ def heads(seed: int) -> Source:
     return net.source()
 
 
+def heads_behind_a_group(seed: int) -> Source:
+    """As ``heads``, but what makes the heads reads channels of a third group."""
+    net = Builder(seed)
+    net.layer("enter", [("", 3)], [("x", 6)], 8)
+    net.layer("a", [("x", 6)], [("", 12)], 8)
+    net.layer("b", [("", 12)], [("", 10)], 8)
+    both = (("head", tuple(at // 4 for at in range(12))), ("width", tuple(at % 4 for at in range(12))))
+    rows = tuple(AxisUnits(group=name, dim=0, role="output", units=units) for name, units in both)
+    columns = tuple(AxisUnits(group=name, dim=1, role="input", units=units) for name, units in both)
+    known = net.tensors["a.weight"]
+    net.tensors["a.weight"] = replace(known, axes=(*rows, *known.axes))
+    if net.specs[1].has_bias:
+        net.tensor("a.bias", (12,), rows)
+    net.tensor("b.weight", (10, 12, 3, 3), columns, 64)
+    net.units |= {"head": 3, "width": 4}
+    net.made |= {"head": ["a"], "width": ["a"]}
+    net.read |= {"head": ["b"], "width": ["b"]}
+    return net.source()
+
+
 def grouped(seed: int) -> Source:
     """A convolution in three groups: whole ones may go, and inputs at the same place of all of them."""
     net = Builder(seed)

@@ -162,6 +162,31 @@ def test_norms_of_a_variant_are_settled_on_a_sample() -> None:
     assert torch.equal(built[1].running_mean, torch.zeros_like(built[1].running_mean))
 
 
+def test_norms_that_are_called_by_keyword_and_in_half_precision_are_settled() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.norm = nn.Linear(8, 32, dtype=torch.bfloat16), nn.BatchNorm1d(32)
+            self.two = nn.Linear(32, 4, dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.norm(input=self.one(x)).relu())
+
+    torch.manual_seed(0)
+    model = Net().eval().requires_grad_(requires_grad=False)
+    rows = torch.randn(16, 8, dtype=torch.bfloat16)
+    study = sr.study(model, [rows], data_free=True, effort="fast", progress=False)
+    variant = draw_variants(study.structure, study.methods, count=1, step=4, seed=0)[0]
+    assert variant.settings or variant.groups
+    sample = Batch(args=(rows,), kwargs={})
+    network = build_variant(model, variant, has_bias=True, seed=0, sample=sample)
+    given: list[torch.Tensor] = []
+    network.two.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    assert network(rows).isfinite().all()
+    assert network.norm.running_mean.dtype == torch.float32
+    assert float(network.norm.running_mean.abs().max()) > 0
+
+
 def test_mixed_variants_drop_blocks() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

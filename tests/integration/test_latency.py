@@ -133,7 +133,7 @@ def test_a_table_of_other_conditions_is_named(
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda content: content.update(format=2), "format 2, this version reads 1"),
+        (lambda content: content.update(format=9), "format 9, this version reads 2"),
         (lambda content: content.update(more=1), "unknown key 'more'"),
         (lambda content: content["result"]["times"].update(fixed=-1.0), r"fixed is -1.0; give ns, 0 or more"),
         (

@@ -209,8 +209,8 @@ def measure(folder: Path, version: str | None = None) -> list[str]:
             r"prepared.json is damaged .*; copy the folder",
         ),
         (
-            lambda folder: changed(folder / "prepared.json", lambda content: content.update(format=2)),
-            "has format 2, and this script reads 1; take the measure.py that came with it",
+            lambda folder: changed(folder / "prepared.json", lambda content: content.update(format=9)),
+            "has format 9, and this script reads 2; take the measure.py that came with it",
         ),
         (
             lambda folder: (folder / "measured.json").write_text("{}"),
@@ -262,8 +262,8 @@ def test_the_script_tells_what_is_wrong_in_one_line(copy: Path) -> None:
     [
         (
             "measured",
-            lambda content: content.update(format=2),
-            "measured.json has format 2, this version reads 1",
+            lambda content: content.update(format=9),
+            "measured.json has format 9, this version reads 2",
         ),
         ("measured", lambda content: content.update(more=1), "measured.json: .*unknown key 'more'"),
         (
@@ -294,8 +294,8 @@ def test_the_script_tells_what_is_wrong_in_one_line(copy: Path) -> None:
         ),
         (
             "prepared",
-            lambda content: content.update(format=2),
-            "prepared.json has format 2, this version reads 1",
+            lambda content: content.update(format=9),
+            "prepared.json has format 9, this version reads 2",
         ),
         (
             "prepared",

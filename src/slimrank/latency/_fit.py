@@ -204,10 +204,14 @@ def part_formulas(
 
 def with_rows(times: NetworkTimes, rows: Mapping[str, float]) -> NetworkTimes:
     """Times of layers with so many ns more for each of their outputs, in every form."""
-    return replace(
-        times,
-        layers={name: layer.with_rows(rows.get(name, 0.0)) for name, layer in times.layers.items()},
-    )
+
+    def more(layer: LayerTimes, time: float) -> LayerTimes:
+        dense = replace(layer.dense, per_row=layer.dense.per_row + time)
+        pairs = {form: replace(pair, any_row=pair.any_row + time) for form, pair in layer.pairs.items()}
+        return LayerTimes(dense=dense, pairs=pairs)
+
+    layers = {name: more(layer, rows.get(name, 0.0)) for name, layer in times.layers.items()}
+    return replace(times, layers=layers)
 
 
 def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:

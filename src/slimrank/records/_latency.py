@@ -139,13 +139,6 @@ class LayerTimes:
     dense: DenseTime
     pairs: Mapping[Form, PairTime] = field(default_factory=dict)
 
-    def with_rows(self, time: float) -> "LayerTimes":
-        """The same with so many ns more for each output of the layer that stays, in all its forms."""
-        return LayerTimes(
-            dense=replace(self.dense, per_row=self.dense.per_row + time),
-            pairs={form: replace(pair, any_row=pair.any_row + time) for form, pair in self.pairs.items()},
-        )
-
     def scaled(self, factor: float) -> "LayerTimes":
         """Every time multiplied."""
         return _changed_layer(self, lambda time: factor * time)
